@@ -1,7 +1,7 @@
-"""The failures a caller can act on, one class each, with a machine-readable reason. Pure: no transport in here.
+"""The failures a caller can act on, one class each, with a machine-readable reason. Pure: no transport here.
 
-Every class knows how each transport renders it; the translators (`grpc_server`, `http_server`, `bus`) hold no table of
-their own. Anything that is not a `SluiceError` is a bug in this project and becomes INTERNAL, 500, no ack.
+Every class knows how each transport renders it; the translators (`grpc_server`, `http_server`, `bus`) hold no
+table of their own. Anything that is not a `SluiceError` is a bug in this project: INTERNAL, 500, no ack.
 """
 
 from __future__ import annotations
