@@ -6,6 +6,7 @@ Everything takes and returns Annex B: NAL units behind start codes, as MPEG-TS a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Final
 
 from services.common.errors import InvalidError
@@ -89,14 +90,8 @@ def picture_size(data: bytes) -> tuple[int, int]:
 
 
 def _header_units(data: bytes) -> Iterator[bytes]:
-    """The NAL units before the first slice, none of which is longer than some dozen bytes."""
-    start = data.find(b"\x00\x00\x01")
-    while 0 <= start < len(data) - 3 and data[start + 3] & 0x1F not in SLICES:
-        following = data.find(b"\x00\x00\x01", start + 3)
-        nal = data[start + 3 : following if following >= 0 else None].rstrip(b"\x00")
-        if nal:
-            yield nal
-        start = following
+    """The NAL units before the first slice."""
+    return takewhile(lambda nal: nal[0] & 0x1F not in SLICES, nal_units(data))
 
 
 def _size(sps: bytes) -> tuple[int, int]:

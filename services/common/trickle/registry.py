@@ -1,0 +1,133 @@
+"""Which channels clients of this process can reach, and under which alias they read or write them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+from services.common.errors import ConflictError, ExhaustedError, NotFoundError
+from services.common.trickle.channel import Channel
+from services.common.trickle.metrics import CHANNELS
+from services.common.trickle.protocol import DEFAULT_CONTENT_TYPE, ChannelLimits, parse_name
+
+ALIAS_BYTES: Final = 24  # 192 bits: the alias is the only credential
+SWEEP_INTERVAL_S: Final = 10.0  # far below the shortest idle time in use
+
+
+@dataclass(frozen=True, slots=True)
+class OpenChannel:
+    """A channel and its addresses: URL paths below the listener's base path, each a credential."""
+
+    name: str
+    channel: Channel
+    read_path: str
+    write_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    channel: Channel
+    read_alias: str
+    write_alias: str
+
+
+class Registry:
+    """Holds the channels of a process. Create it inside the running loop.
+
+    `max_channels`: each may hold `ChannelLimits.channel_bytes`. `linger_s`: how long a closed channel can still be
+    read, so that a subscriber one segment behind gets the last one and is told of the end; 404 after that.
+    """
+
+    def __init__(self, *, max_channels: int = 1024, linger_s: float = 5.0) -> None:
+        self._max_channels = max_channels
+        self._linger_s = linger_s
+        self._now = asyncio.get_running_loop().time
+        self._open: dict[str, _Entry] = {}  # by name
+        self._writable: dict[str, str] = {}  # write alias to name
+        self._readable: dict[str, Channel] = {}  # by read alias, lingering ones too
+        self._lingering: dict[str, float] = {}  # read alias to when it goes, in order of closing
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(
+        self,
+        name: str,
+        *,
+        content_type: str = DEFAULT_CONTENT_TYPE,
+        limits: ChannelLimits = ChannelLimits(),
+        read_alias: str | None = None,
+        write_alias: str | None = None,
+    ) -> OpenChannel:
+        """Create a channel; an alias that is not given is unguessable.
+
+        Raises ConflictError when name or alias is taken, ExhaustedError when there are too many channels.
+        """
+        self._forget_lingering(self._now())
+        read_alias = secrets.token_urlsafe(ALIAS_BYTES) if read_alias is None else parse_name(read_alias)
+        write_alias = secrets.token_urlsafe(ALIAS_BYTES) if write_alias is None else parse_name(write_alias)
+        reading = read_alias in self._readable and read_alias not in self._lingering
+        if name in self._open or write_alias in self._writable or reading:
+            raise ConflictError("The channel exists", reason="CHANNEL_EXISTS")
+        if len(self._open) >= self._max_channels:
+            raise ExhaustedError("Too many channels", reason="TOO_MANY_CHANNELS", retry_after_s=1)
+        channel = Channel(limits, content_type)
+        self._open[name] = _Entry(channel, read_alias, write_alias)
+        self._writable[write_alias] = name
+        self._readable[read_alias] = channel
+        self._lingering.pop(read_alias, None)
+        CHANNELS.inc()
+        return OpenChannel(name, channel, f"/{quote(read_alias, safe='')}", f"/{quote(write_alias, safe='')}")
+
+    def readable(self, alias: str) -> Channel:
+        """The channel that is read as `alias`. Raises NotFoundError."""
+        self._forget_lingering(self._now())
+        if alias not in self._readable:
+            raise NotFoundError("Stream not found", reason="CHANNEL_NOT_FOUND")
+        return self._readable[alias]
+
+    def writable(self, alias: str) -> Channel:
+        """The channel that is written as `alias`. Raises NotFoundError."""
+        return self._open[self.name_of(alias)].channel
+
+    def name_of(self, write_alias: str) -> str:
+        """The name behind a write alias. Raises NotFoundError."""
+        if write_alias not in self._writable:
+            raise NotFoundError("Stream not found", reason="CHANNEL_NOT_FOUND")
+        return self._writable[write_alias]
+
+    def close(self, name: str) -> None:
+        """Close a channel: nobody writes it any more, and whoever reads it comes to an end. Again is harmless."""
+        entry = self._open.pop(name, None)
+        if entry is None:
+            return
+        entry.channel.close()
+        del self._writable[entry.write_alias]
+        self._lingering[entry.read_alias] = self._now() + self._linger_s
+        CHANNELS.dec()
+
+    def close_all(self) -> None:
+        for name in list(self._open):
+            self.close(name)
+
+    async def sweep(self, interval_s: float = SWEEP_INTERVAL_S) -> None:
+        """Close idle channels and forget closed ones, for ever: the owner runs this loop beside its listener."""
+        while True:
+            await asyncio.sleep(interval_s)
+            now = self._now()
+            for name, entry in list(self._open.items()):
+                idle_s = entry.channel.limits.idle_s
+                if idle_s is not None and now - entry.channel.active_at > idle_s:
+                    self.close(name)
+            self._forget_lingering(now)
+
+    def _forget_lingering(self, now: float) -> None:
+        while self._lingering:
+            alias, until = next(iter(self._lingering.items()))
+            if until > now:
+                return
+            del self._lingering[alias]
+            del self._readable[alias]

@@ -1,0 +1,69 @@
+"""What the inference service can be told, and why each default is what it is."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pydantic import Field, model_validator
+
+from services.common.settings import ServiceSettings, config, host_port
+
+NAME: Final = re.compile(r"[a-z0-9-]{1,60}")
+
+
+class InferenceSettings(ServiceSettings):
+    """`SLUICE_INFERENCE_*`."""
+
+    model_config = config("inference")
+
+    listen: str = Field("127.0.0.1:7004", description="gRPC of `Runner`, host:port.")
+    address: str = Field(
+        "", description="host:port that others reach this runner at; the pod's IP in the chart. Empty: `listen`."
+    )
+    runner: str = Field(
+        "",
+        pattern="^([a-z0-9-]{1,60})?$",
+        description="This runner's name, a key in NATS; the pod's name in the chart. Empty: made from `instance`.",
+    )
+    pipelines: str = Field(
+        "effects,passthrough",
+        min_length=1,
+        description="What the engine loads at its start, comma-separated: built-in names, or module:Class of authors.",
+    )
+    slots: int = Field(
+        1, ge=1, le=64, description="Streams at a time; above 1 only for pipelines that share the device well."
+    )
+    region: str = Field("local", description="Where this runner is; a wish that the router honours.")
+    gpu_class: str = Field("cpu", description="What computes, as requirements name it; cpu without a GPU.")
+    labels: dict[str, str] = Field({}, description="JSON object; more facts for the router's requirements.")
+    engine_start_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="An engine not ready by then is killed; above the slowest pipeline's load with warm caches.",
+    )
+    hang_after_s: float = Field(
+        10.0,
+        gt=0,
+        description="An engine that showed frames and shows none for so long, though input flows, is killed; above the longest reload of a pipeline's parameters.",
+    )
+    bridge_lost_after_s: float = Field(
+        10.0,
+        gt=0,
+        description="A session whose bridge cannot be reached for so long fails; above a restart of a network path.",
+    )
+    detach_timeout_s: float = Field(
+        3.0,
+        gt=0,
+        description="An engine that has not given a slot back by then is killed, for Detach promises a free slot.",
+    )
+
+    @model_validator(mode="after")
+    def _check_address(self) -> InferenceSettings:
+        for listen in filter(None, (self.listen, self.address)):
+            host_port(listen)
+        return self
+
+    def runner_name(self, instance: str) -> str:
+        """The setting, else `instance` made fit to be a key."""
+        return self.runner or re.sub(r"[^a-z0-9-]+", "-", instance.lower()).strip("-")[:60] or "runner"

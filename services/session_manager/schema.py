@@ -1,0 +1,43 @@
+"""Validation of parameters against the schema that the runners of a pipeline advertise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from services.common.errors import InvalidError
+
+
+def with_defaults(params: Mapping[str, object], schema: Mapping[str, object]) -> dict[str, object]:
+    """The complete parameters: the schema's defaults under what the client sent."""
+    properties = schema.get("properties")
+    known: Mapping[str, object] = properties if isinstance(properties, Mapping) else {}
+    defaults = {
+        name: fact["default"]
+        for name, fact in known.items()
+        if isinstance(fact, Mapping) and "default" in fact
+    }
+    return {**defaults, **params}
+
+
+def validate(params: Mapping[str, object], schema: Mapping[str, object]) -> None:
+    """Raise InvalidError that names the first parameter that is wrong and says what would be right."""
+    error = best_match(Draft202012Validator(schema).iter_errors(params))
+    if error is None:
+        return
+    while error.parent is not None:  # of alternatives, the one that names the parameter
+        error = error.parent
+    path = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        properties = schema.get("properties")
+        known = sorted(properties) if isinstance(properties, Mapping) else []
+        unknown = sorted(set(params) - set(known))
+        raise InvalidError(
+            f"unknown parameter {unknown[0]!r}; this pipeline has: {', '.join(known) or 'none'}",
+            field=f"params.{unknown[0]}",
+        )
+    expected = error.schema.get("description", "") if isinstance(error.schema, Mapping) else ""
+    message = f"params.{path}: {error.message}"[:500] + (f" ({expected})" if expected else "")
+    raise InvalidError(message, field=f"params.{path}" if path else "params")

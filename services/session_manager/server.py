@@ -1,0 +1,232 @@
+"""The gRPC face of streams and sessions: validates what was asked; `Lives` and `Store` do the work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from protos.inference.v1 import runner_pb2
+from protos.router.v1 import router_pb2
+from protos.sessions.v1 import sessions_pb2 as pb
+from protos.sessions.v1 import sessions_pb2_grpc
+from services.common.errors import (
+    ConflictError,
+    DeadlineExceededError,
+    InvalidError,
+    NotFoundError,
+    RateLimitedError,
+    UnavailableError,
+)
+from services.session_manager.life import Lives, now_unix_ms
+from services.session_manager.machine import (
+    Delivery,
+    Phase,
+    Reason,
+    Scheduled,
+    SessionId,
+    Stream,
+    StreamId,
+    json_object,
+    merged,
+)
+from services.session_manager.neighbours import Neighbours
+from services.session_manager.schema import validate, with_defaults
+from services.session_manager.settings import SessionManagerSettings
+from services.session_manager.store import Store, patch_to_proto, session_to_proto, stream_to_proto
+
+ID: Final = re.compile(r"^[a-z]{3}_[0-9A-Za-z]{8,40}$")
+NAME_MAX: Final = 200
+PARAMS_MAX_BYTES: Final = 128 * 1024
+LIST_MAX: Final = 1000
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
+    """`sluice.sessions.v1.Sessions`."""
+
+    def __init__(
+        self, *, store: Store, lives: Lives, neighbours: Neighbours, settings: SessionManagerSettings
+    ) -> None:
+        self._store = store
+        self._lives = lives
+        self._neighbours = neighbours
+        self._settings = settings
+
+    async def CreateStream(self, request: pb.CreateStreamRequest, context: Context) -> pb.Stream:
+        wanted = request.stream
+        stream_id = identifier(wanted.id, "stream.id")
+        if not wanted.tenant:
+            raise InvalidError("the stream has no tenant", field="stream.tenant")
+        if len(wanted.name) > NAME_MAX:
+            raise InvalidError(f"a name has at most {NAME_MAX} characters", field="name")
+        mine = self._store.list_streams(wanted.tenant)
+        if len(mine) >= self._settings.max_streams_per_tenant:
+            raise RateLimitedError(
+                f"a tenant has at most {self._settings.max_streams_per_tenant} streams",
+                reason="TOO_MANY_STREAMS",
+            )
+        offer = await self._offer(wanted.pipeline)
+        schema = json_object(offer.params_schema, "params_schema")
+        params = with_defaults(parameters(wanted.params, "params"), schema)
+        validate(params, schema)
+        stream = Stream(
+            id=StreamId(stream_id),
+            tenant=wanted.tenant,
+            name=wanted.name,
+            pipeline=wanted.pipeline,
+            params=params,
+            params_schema=schema,
+            created_unix_ms=now_unix_ms(),
+            delivery=Delivery(wanted.delivery or Delivery.LIVE.value),
+            output_rtmp_url=wanted.output_rtmp_url,
+            processes_audio=offer.processes_audio,
+            author=wanted.author,
+        )
+        return stream_to_proto(await self._store.create_stream(stream))
+
+    async def _offer(self, pipeline: str) -> router_pb2.PipelineCapacity:
+        offers = {offer.pipeline: offer for offer in await self._neighbours.capacity()}
+        if not offers:
+            raise UnavailableError("no runner is up that could say what it offers", reason="NO_RUNNERS")
+        if pipeline not in offers:
+            raise InvalidError(
+                f"there is no pipeline {pipeline!r}; available: {', '.join(sorted(offers))}", field="pipeline"
+            )
+        return offers[pipeline]
+
+    async def GetStream(self, request: pb.GetStreamRequest, context: Context) -> pb.Stream:
+        return stream_to_proto(await self._store.stream(request.id, request.tenant))
+
+    async def ListStreams(self, request: pb.ListStreamsRequest, context: Context) -> pb.ListStreamsResponse:
+        found = self._store.list_streams(request.tenant)[: limit(request.limit)]
+        return pb.ListStreamsResponse(streams=[stream_to_proto(stream) for stream in found])
+
+    async def DeleteStream(
+        self, request: pb.DeleteStreamRequest, context: Context
+    ) -> pb.DeleteStreamResponse:
+        try:
+            stream = await self._store.stream(request.id, request.tenant)
+        except NotFoundError:
+            return pb.DeleteStreamResponse()
+        if stream.session:
+            await self._lives.end(stream.session, Reason.STREAM_DELETED, "the stream was deleted")
+        await self._store.streams.delete(stream.id)
+        return pb.DeleteStreamResponse()
+
+    async def StartSession(
+        self, request: pb.StartSessionRequest, context: Context
+    ) -> pb.StartSessionResponse:
+        session_id = identifier(request.session, "session")
+        if not request.bridge:
+            raise InvalidError("the bridge's address is missing", field="bridge")
+        stream = await self._store.stream(request.stream)
+        session = await self._lives.start(stream, SessionId(session_id), request.bridge)
+        return pb.StartSessionResponse(session=session_to_proto(session))
+
+    async def Update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
+        patch = parameters(request.patch, "patch")
+        if request.apply_at_pts < 0:
+            raise InvalidError("a media time is not negative", field="apply_at_pts")
+
+        def step(was: Stream) -> Stream:
+            if request.pipeline and request.pipeline != was.pipeline:
+                raise ConflictError(
+                    f"the stream runs {was.pipeline}; another pipeline needs a new stream",
+                    reason="PIPELINE_FIXED",
+                    field="pipeline",
+                )
+            if request.expected_revision and request.expected_revision != was.revision:
+                raise ConflictError(
+                    f"the parameters are at revision {was.revision}",
+                    reason="REVISION_MOVED",
+                    revision=was.revision,
+                )
+            validate(with_defaults(merged(was.params, patch), was.params_schema), was.params_schema)
+            return was.patched(with_reset(patch, was), request.apply_at_pts)
+
+        stream = await self._store.change_stream(request.stream, step, request.tenant)
+        applies = await self._tell_runner(stream, with_reset(patch, stream), request.apply_at_pts)
+        return pb.UpdateResponse(stream=stream_to_proto(stream), revision=stream.revision, applies=applies)
+
+    async def _tell_runner(self, stream: Stream, patch: dict[str, object], apply_at_pts: int) -> str:
+        """Pass the revision on to a live session; without one it is applied at the start."""
+        if not stream.session:
+            return "at_start"
+        try:
+            session = await self._store.session(stream.session)
+        except NotFoundError:
+            return "at_start"
+        if session.phase in {Phase.ALLOCATING, Phase.ENDED}:
+            return "at_start"
+        message: runner_pb2.Patch = patch_to_proto(Scheduled(stream.revision, patch, apply_at_pts))
+        try:
+            return await self._neighbours.update(session, message)
+        except (NotFoundError, ConflictError):  # it ended under our hands; the record has the revision
+            return "at_start"
+        except (UnavailableError, DeadlineExceededError) as error:
+            raise UnavailableError(
+                f"revision {stream.revision} is stored, but the runner did not take it: {error.message}",
+                reason="RUNNER_NOT_TOLD",
+            ) from error
+
+    async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopResponse:
+        session = await self._store.session(request.session, request.tenant)
+        await self._lives.end(session.id, request.reason or Reason.STOPPED, request.message)
+        return pb.StopResponse()
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.Session:
+        return session_to_proto(await self._store.session(request.session, request.tenant))
+
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
+        found = [
+            session
+            for session in self._store.list_sessions()
+            if (not request.tenant or session.tenant == request.tenant)
+            and (request.ended or session.phase is not Phase.ENDED)
+        ]
+        return pb.ListResponse(sessions=[session_to_proto(s) for s in found[: limit(request.limit)]])
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Session]:
+        view = self._store.sessions_view
+        revisions: dict[str, int] = {session.id: session.revision for session in self._store.list_sessions()}
+        version = view.changed.version
+        while True:
+            version, _ = await view.changed.newer_than(version)
+            for session in self._store.list_sessions():
+                if request.tenant and session.tenant != request.tenant:
+                    continue
+                if revisions.get(session.id) != session.revision:
+                    revisions[session.id] = session.revision
+                    yield session_to_proto(session)
+
+    async def DrainRunner(self, request: pb.DrainRunnerRequest, context: Context) -> pb.DrainRunnerResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "draining comes with make-before-break")
+        raise AssertionError("abort returned")
+
+
+def identifier(value: str, field: str) -> str:
+    if not ID.match(value):
+        raise InvalidError(f"{field} must look like str_ or ses_ and 8 to 40 letters and digits", field=field)
+    return value
+
+
+def parameters(text: str, field: str) -> dict[str, object]:
+    if len(text) > PARAMS_MAX_BYTES:
+        raise InvalidError(f"{field} has more than {PARAMS_MAX_BYTES} bytes", field=field)
+    return json_object(text, field)
+
+
+def with_reset(patch: dict[str, object], stream: Stream) -> dict[str, object]:
+    """Return `patch` with null, which removes in a merge patch, replaced by the parameter's default."""
+    defaults = with_defaults({}, stream.params_schema)
+    return {name: defaults.get(name) if value is None else value for name, value in patch.items()}
+
+
+def limit(asked: int) -> int:
+    if not 0 <= asked <= LIST_MAX:
+        raise InvalidError(f"limit is between 0 and {LIST_MAX}", field="limit")
+    return asked or 100
