@@ -1,4 +1,4 @@
-"""API keys, `sk_<key id>_<secret>`: the id is public and names the key in logs, only the secret's hash is kept."""
+"""API keys, `sk_<key id>_<secret>`: the id is public and names the key in logs, the secret is only hashed."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def parse(text: str) -> PresentedKey:
 
 
 def digest(key: PresentedKey, pepper: str) -> bytes:
-    """What is stored of a key: BLAKE2b of the secret, salted by the key's id, keyed by the installation's pepper.
+    """What is stored of a key: BLAKE2b of the secret, salted by the key's id, keyed by the pepper.
 
-    A password needs a slow hash because people choose guessable ones. This secret is 192 random bits, for which
-    a slow hash would buy nothing and cost every authentication some 100 ms of CPU.
+    A password needs a slow hash because people choose guessable ones. This secret is 192 random bits, for
+    which a slow hash would buy nothing and cost every authentication some 100 ms of CPU.
     """
     return hashlib.blake2b(
         key.secret.encode(),

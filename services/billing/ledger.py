@@ -1,7 +1,7 @@
-"""What is owed: metered time, prices, reservations, transactions that sum to zero. Pure: values in, values out.
+"""What is owed: metered time, prices, reservations, transactions that sum to zero. Pure: values in and out.
 
-Money is an int of micro-units, time an int of milliseconds of session time. What a session costs is a function of
-its cumulative time alone, so the order in which windows arrive, and in how many pieces, changes no total.
+Money is an int of micro-units, time an int of milliseconds of session time. What a session costs is a
+function of its cumulative time alone, so neither the order nor the number of its windows changes a total.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NewType
 
-from services.common.errors import ConflictError, InvalidError, PaymentRequiredError
+from services.common.errors import ConflictError, PaymentRequiredError
 
 TenantId = NewType("TenantId", str)
 SessionId = NewType("SessionId", str)
@@ -55,8 +55,7 @@ class Rates:
 
     def __post_init__(self) -> None:
         for rate in (self.micro_per_second, self.hold_micro_per_second):
-            if not 0 <= rate <= MICRO_PER_SECOND_MAX:
-                raise InvalidError(f"a price is 0 to {MICRO_PER_SECOND_MAX} micro-units a second, not {rate}")
+            assert 0 <= rate <= MICRO_PER_SECOND_MAX, rate
 
     @property
     def dearest(self) -> int:
@@ -71,8 +70,7 @@ class PriceList:
     rates: Mapping[str, Rates]
 
     def __post_init__(self) -> None:
-        if "*" not in self.rates:
-            raise InvalidError('the price list has no default, "*"', field="prices")
+        assert "*" in self.rates, "no default price"
 
     def of(self, pipeline: str) -> Rates:
         return self.rates.get(pipeline, self.rates["*"])
@@ -155,7 +153,10 @@ def defect(window: Window) -> str:
     checks = (
         ("no id", window.id == ""),
         ("no session", window.session == ""),
-        ("the id is not <session>:<epoch>:<seq>", window.id != f"{window.session}:{window.epoch}:{window.seq}"),
+        (
+            "the id is not <session>:<epoch>:<seq>",
+            window.id != f"{window.session}:{window.epoch}:{window.seq}",
+        ),
         ("unknown unit", window.unit not in UNITS),
         ("from_ms is negative", window.from_ms < 0),
         ("to_ms is before from_ms", span_ms < 0),
@@ -240,7 +241,9 @@ class SessionAccount:
         """What the reservation holds until it is settled or lapses."""
         return hold_for(self.rates, max(0, self.reserved_until_ms - self.accounted_to_ms))
 
-    def reserve(self, until_ms: int, *, credit_micro: int, now_unix_ms: int, margin_ms: int) -> SessionAccount:
+    def reserve(
+        self, until_ms: int, *, credit_micro: int, now_unix_ms: int, margin_ms: int
+    ) -> SessionAccount:
         """Hold credit up to `until_ms` or as far as `credit_micro`, which nobody else holds, goes.
 
         The reservation only grows, unless it lapsed: then it starts again from what is accounted.
@@ -250,7 +253,7 @@ class SessionAccount:
         if self.settled_unix_ms is not None:
             raise ConflictError("the session is settled", reason="SESSION_SETTLED", session=self.session)
         lapsed = now_unix_ms >= self.expires_unix_ms
-        held_until_ms = self.accounted_to_ms if lapsed else self.reserved_until_ms
+        held_until_ms = max(self.accounted_to_ms, 0 if lapsed else self.reserved_until_ms)
         covered_ms = min(until_ms, self.accounted_to_ms + affordable_ms(self.rates, credit_micro))
         if covered_ms < until_ms and until_ms > held_until_ms and covered_ms - held_until_ms < LEAST_GRANT_MS:
             raise PaymentRequiredError(

@@ -31,7 +31,7 @@ class BillingSettings(ServiceSettings):
     )
     database_url: str = Field(
         "sqlite:///billing.sqlite3",
-        description="SQLAlchemy URL of the ledger: a SQLite file on a local disk, because WAL needs shared memory.",
+        description="SQLAlchemy URL of the ledger: a SQLite file, on a local disk because WAL shares memory.",
     )
     currency: str = Field(
         "USD",
@@ -40,16 +40,16 @@ class BillingSettings(ServiceSettings):
     )
     prices: dict[str, Price] = Field(
         {"*": Price(micro_per_second=1000, hold_micro_per_second=100)},
-        description="JSON, pipeline -> {micro_per_second, hold_micro_per_second}, micro-units a second of delivered "
-        'and of paused time; "*" is required and prices every pipeline without its own. '
+        description="JSON, pipeline -> {micro_per_second, hold_micro_per_second}: micro-units a second of "
+        'delivered and of paused time; "*" is required and prices every pipeline without its own. '
         "An open session keeps the price it opened with.",
     )
     lapse_margin_s: float = Field(
         120.0,
         gt=0,
         le=86_400,
-        description="Seconds after its paid time at which a reservation nobody renewed lapses: 60 s in which a "
-        "stream may overdraw, and 60 s for its last windows on the way.",
+        description="Seconds after its paid time at which a reservation nobody renewed lapses: 60 s in which "
+        "a stream may overdraw, and 60 s for its last windows on the way.",
     )
     key_pepper: SecretStr = Field(
         SecretStr(""),
@@ -67,7 +67,10 @@ class BillingSettings(ServiceSettings):
     @property
     def price_list(self) -> PriceList:
         return PriceList(
-            {name: Rates(price.micro_per_second, price.hold_micro_per_second) for name, price in self.prices.items()}
+            {
+                name: Rates(price.micro_per_second, price.hold_micro_per_second)
+                for name, price in self.prices.items()
+            }
         )
 
     @property

@@ -1,8 +1,8 @@
 """NATS as this project uses it: one connection, buckets changed by compare-and-set, views that stay fresh.
 
-The traps it is written around were measured (nats-server 2.15, nats-py 2.16): default pings take minutes to notice
-a hung broker; a watcher goes silently stale after a reconnection; `update()` drops a key's TTL; a publish that
-timed out may have been stored.
+The traps it is written around were measured (nats-server 2.15, nats-py 2.16): default pings take minutes to
+notice a hung broker; a watcher goes silently stale after a reconnection; `update()` drops a key's TTL; a
+publish that timed out may have been stored.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ CONFLICTS: Final = Counter("sluice_kv_conflicts_total", "Compare-and-set that lo
 CONNECT_TIMEOUT_S: Final = 30.0
 REQUEST_TIMEOUT_S: Final = 3.0
 RESYNC_S: Final = 30.0  # a view is rebuilt so often even if nothing says that it went stale
+WATCHER_LINGERS_S: Final = 5.0  # the server forgets a watcher that left; nats-py would keep it 5 minutes
 ATTEMPTS: Final = 20  # of a read-modify-compare-and-set before it is given up as contention
 KEY_MAX_BYTES: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
+    """What a key holds, and the revision to name when it is replaced."""
+
     value: bytes
     revision: int
 
@@ -84,7 +87,7 @@ class Bus:
                 await subscription.unsubscribe()
 
     async def store(self, subject: str, payload: bytes, *, message_id: str) -> None:
-        """Publish to JetStream and wait until it is stored. Unavailable = unknown: repeat with the same id."""
+        """Publish to JetStream, wait until it is stored. Unavailable = unknown: repeat with the same id."""
         self._require_link()
         with _translated(f"publish to {subject}"):
             await self._jetstream.publish(
@@ -120,7 +123,7 @@ class Bus:
     async def consume(
         self, spec: StreamSpec, durable: str, apply: Callable[[Sequence[Msg]], Awaitable[None]], *, batch: int
     ) -> None:
-        """Hand batches to `apply` for ever; a batch is acked after it returns, handed again after it raises."""
+        """Hand batches to `apply` for ever; acked after it returns, handed again after it raises."""
         while True:
             try:
                 subscription = await self._jetstream.pull_subscribe(
@@ -131,7 +134,11 @@ class Bus:
                         durable_name=durable, ack_wait=30, max_deliver=-1, deliver_policy=DeliverPolicy.ALL
                     ),
                 )
-                await self._consume(subscription, apply, batch)
+                try:
+                    await self._consume(subscription, apply, batch)
+                finally:
+                    with suppress(nats.errors.Error):
+                        await subscription.unsubscribe()
             except (nats.errors.Error, SluiceError, OSError) as error:
                 log.warning("consumer interrupted", stream=spec.name, error=repr(error))
                 await asyncio.sleep(0.5)
@@ -200,10 +207,11 @@ class Bucket:
     async def renew(self, key: str, value: bytes, revision: int, ttl_s: int) -> int:
         return await self._bus.publish_with_ttl(f"$KV.{self.name}.{key}", value, revision, ttl_s)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Delete `key`; with `revision` only if that is still the newest. Raises ConflictError otherwise."""
         self._bus._require_link()  # noqa: SLF001
-        with _translated(f"delete in {self.name}"):
-            await self._kv.delete(key)
+        with _translated(f"delete in {self.name}", bucket=self.name):
+            await self._kv.delete(key, last=revision)
 
     async def change(self, key: str, step: Callable[[bytes | None], bytes | None]) -> tuple[bytes, int]:
         """Read, apply `step`, compare-and-set, again if somebody was faster; returns the new value.
@@ -236,7 +244,7 @@ class Bucket:
 
     async def _follow_once(self, view: View) -> None:
         generation = self._bus.generation.version
-        watcher = await self._kv.watchall()
+        watcher: Any = await self._kv.watchall(inactive_threshold=WATCHER_LINGERS_S)
         try:
             fresh: dict[str, Entry] | None = {}
             deadline_s = time.monotonic() + RESYNC_S
@@ -343,5 +351,6 @@ async def connect(url: str, name: str) -> AsyncIterator[Bus]:
     try:
         yield bus
     finally:
+        bus = None  # a connection that we close is not one that we lost
         with suppress(nats.errors.Error, TimeoutError):
             await asyncio.wait_for(client.close(), 2.0)

@@ -58,7 +58,7 @@ class Channels:
 
 
 async def call(method: Callable[..., Any], request: Any, answer: type[Answer], *, timeout_s: float) -> Answer:
-    """Call a unary `method`. Raises the `SluiceError` that the server raised, or Unavailable, or a deadline's."""
+    """Call a unary `method`. Raises what the server raised, Unavailable, or DeadlineExceeded."""
     name = _name(method)
     with span(name, kind=SpanKind.CLIENT, rpc_system="grpc"):
         try:

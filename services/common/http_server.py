@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -15,6 +15,8 @@ from services.common.settings import host_port
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+PEER_TIMEOUT_MS: Final = 30_000
 
 
 class _Server(uvicorn.Server):
@@ -28,6 +30,8 @@ async def serve_http(app: FastAPI, listen: str, grace_s: float) -> AsyncIterator
     """Serve `app` until the block ends; yields the bound port. Raises OSError when the port is taken."""
     host, port = host_port(listen)
     listener = socket.create_server((host, port), backlog=512)
+    # Inherited by every connection: a peer that acknowledges nothing is gone, also while data waits for it.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
     config = uvicorn.Config(
         app,
         http="h11",  # its pausing of a reader and a writer is what paces publishers and bounds viewers

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import uvloop
+
+from services.common.errors import UnavailableError
 
 
 class LoopEndedError(RuntimeError):
@@ -27,6 +31,12 @@ async def background(**loops: Coroutine[object, object, None]) -> AsyncIterator[
         finally:
             for task in tasks:
                 task.cancel()
+                task.add_done_callback(partial(_close, loops[task.get_name()]))
+
+
+def _close(work: Coroutine[object, object, None], _: asyncio.Task[None]) -> None:
+    """Close a coroutine whose task was cancelled before its first step: Python would warn of it."""
+    work.close()
 
 
 async def _forever(name: str, loop: Coroutine[object, object, None]) -> None:
@@ -82,6 +92,7 @@ class Bulkhead:
         task = self._group.create_task(self._contain(key, work), name=key)
         self._tasks[key] = task
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        task.add_done_callback(partial(_close, work))
         return task
 
     def cancel(self, key: str) -> None:
@@ -96,6 +107,21 @@ class Bulkhead:
 
 
 def run(main: Coroutine[object, object, None]) -> None:
-    """Run a service's `main` on uvloop: 11-20 % less CPU per stream than asyncio's own loop."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main)
+    """Run a service's `main` on uvloop: 11-20 % less CPU per stream than asyncio's own loop.
+
+    What an operator can mend, a taken port or an absent neighbour, ends it with one line and status 1.
+    """
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main)
+    except* (OSError, UnavailableError) as failures:
+        sys.stderr.writelines(f"cannot run: {failure}\n" for failure in _leaves(failures))
+        raise SystemExit(1) from None
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    for failure in group.exceptions:
+        if isinstance(failure, BaseExceptionGroup):
+            yield from _leaves(failure)
+        else:
+            yield failure

@@ -6,7 +6,7 @@ import sys
 from typing import Final, TypeVar
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX: Final = "SLUICE_"
 
@@ -33,12 +33,14 @@ class ServiceSettings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
     instance: str = Field(
         "",
-        description="This process's name in traces, metrics and ownership; the pod's name in the chart. Empty: the host's name and process id.",
+        description="This process's name in traces, metrics and ownership; the pod's name in the chart. "
+        "Empty: the host's name and process id.",
     )
     shutdown_grace_s: float = Field(
         5.0,
         gt=0,
-        description="How long open calls may take at the end; below the chart's terminationGracePeriodSeconds.",
+        description="How long open calls may take at the end; "
+        "below the chart's terminationGracePeriodSeconds.",
     )
 
 
@@ -49,6 +51,9 @@ def read(settings: type[S]) -> S:
     """Read the settings from the environment, or exit with status 2 and one line per wrong variable."""
     try:
         return settings()
+    except SettingsError as error:  # a variable that should be JSON and is not
+        sys.stderr.write(f"{error}: {error.__cause__}\n")
+        raise SystemExit(2) from None
     except ValidationError as error:
         prefix = settings.model_config.get("env_prefix", "")
         for problem in error.errors():

@@ -16,7 +16,7 @@ class BucketSpec:
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
-    """A JetStream stream; `duplicate_window_s` bounds transport de-duplication, the ledger's key is for ever."""
+    """A JetStream stream; `duplicate_window_s` bounds transport de-duplication, the ledger's is for ever."""
 
     name: str
     subjects: tuple[str, ...]

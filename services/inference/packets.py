@@ -15,8 +15,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from prometheus_client import Counter
+
 from services.common.errors import InvalidError
 
+PIPE_BYTES: Final = Counter(
+    "sluice_pipe_bytes_total", "Bytes through the pipe between supervisor and engine.", ["direction"]
+)
 MEDIA: Final = 1
 MESSAGE: Final = 2
 LENGTH: Final = struct.Struct(">I")
@@ -108,8 +113,8 @@ class Pipe:
         self._reader = reader
         self._writer = writer
         self._decoder = Decoder()
-        self.bytes_in = 0
-        self.bytes_out = 0
+        self._to_engine = PIPE_BYTES.labels("to_engine")
+        self._from_engine = PIPE_BYTES.labels("from_engine")
 
     @classmethod
     async def over(cls, end: socket.socket) -> Pipe:
@@ -119,7 +124,7 @@ class Pipe:
     async def send(self, packet: Packet) -> None:
         """Raises OSError when the engine is gone."""
         data = encode(packet)
-        self.bytes_out += len(data)
+        self._to_engine.inc(len(data))
         self._writer.write(data)
         await self._writer.drain()
 
@@ -132,7 +137,7 @@ class Pipe:
                 return
             if not data:
                 return
-            self.bytes_in += len(data)
+            self._from_engine.inc(len(data))
             for packet in self._decoder.feed(data):
                 yield packet
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Final
 
 from pydantic import Field, model_validator
 
 from services.common.settings import ServiceSettings, config, host_port
-
-NAME: Final = re.compile(r"[a-z0-9-]{1,60}")
 
 
 class InferenceSettings(ServiceSettings):

@@ -1,7 +1,7 @@
 """One 90 kHz timeline per session, whatever its publishers' clocks do. Pure: the wall time is passed in.
 
-The rule it keeps: what it hands out is unwrapped and only ever goes forward, so that nobody behind it needs to know
-that a publisher came back, wrapped or jumped.
+The rule it keeps: what it hands out is unwrapped and only ever goes forward, so that nobody behind it needs
+to know that a publisher came back, wrapped or jumped.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from typing import Final
 
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, unwrap
 
-ORIGIN_TICKS: Final = 90_000  # the first picture of a session; a second of room for DTS and PCR, which come before it
+ORIGIN_TICKS: Final = (
+    90_000  # the first picture of a session; a second of room for DTS and PCR, which come before it
+)
 FRAME_TICKS: Final = CLOCK_HZ // 30  # the least distance between what was there and a new anchor
-LARGEST_JUMP: Final = 10 * CLOCK_HZ  # ticks; more than a network holds back, less than a restarted clock is off
+LARGEST_JUMP: Final = (
+    10 * CLOCK_HZ
+)  # ticks; more than a network holds back, less than a restarted clock is off
 
 VIDEO: Final = frozenset({Codec.H264, Codec.HEVC, Codec.MPEG2})
 
 
 class Timeline:
-    """Maps one source after the other to the session's time. Units are stamped in the order in which they arrive."""
+    """Maps one source after the other to the session's time. Units are stamped in their order of arrival."""
 
     def __init__(self) -> None:
         self.dropped = 0  # units that would have gone backwards, and audio before its source's first picture
@@ -32,7 +36,7 @@ class Timeline:
         self._audio_pts = ORIGIN_TICKS - 1  # there is no sound before the session's first picture
 
     def begin_source(self, now_s: float) -> None:
-        """A publisher came, or came back: its first picture is placed by the wall time since the last unit."""
+        """A publisher came, or came back; the wall time since the last unit places its first picture."""
         if self._reference is not None:
             self._reference = self._expected(now_s), now_s
         self._offset = None
@@ -43,11 +47,13 @@ class Timeline:
         dts = unit.dts if self._source_dts is None else unwrap(self._source_dts, unit.dts)
         pts = unwrap(dts, unit.pts)
         if abs(pts - dts) > LARGEST_JUMP:
-            return self._drop()  # no reordering is that long: one of the two is damaged
+            self.dropped += 1  # no reordering is that long: one of the two is damaged
+            return None
         self._source_dts = dts
         if self._offset is None:
             if unit.codec not in VIDEO:
-                return self._drop()
+                self.dropped += 1
+                return None
             self._offset = self._anchor(pts, dts, now_s)
         elif abs(dts + self._offset - self._expected(now_s)) > LARGEST_JUMP:
             self.rebased += 1
@@ -56,11 +62,13 @@ class Timeline:
         dts += self._offset
         if unit.codec in VIDEO:
             if self._video_dts is not None and dts <= self._video_dts:
-                return self._drop()
+                self.dropped += 1
+                return None
             self._video_dts = dts
         else:
             if pts <= self._audio_pts:
-                return self._drop()
+                self.dropped += 1
+                return None
             self._audio_pts = pts
         self._latest = max(self._latest, pts)
         self._reference = self._latest, now_s
@@ -79,6 +87,3 @@ class Timeline:
         assert self._reference is not None
         position, heard_s = self._reference
         return position + round((now_s - heard_s) * CLOCK_HZ)
-
-    def _drop(self) -> None:
-        self.dropped += 1

@@ -1,4 +1,4 @@
-"""What the data plane must know about H.264: where pictures start to be decodable, and how large they are. Pure.
+"""What the data plane must know about H.264: where decoding can start, and how large pictures are. Pure.
 
 Everything takes and returns Annex B: NAL units behind start codes, as MPEG-TS and libav carry them.
 """
@@ -15,7 +15,6 @@ from services.common.errors import InvalidError
 IDR: Final = 5
 SPS: Final = 7
 PPS: Final = 8
-DELIMITER: Final = 9
 
 SLICES: Final = range(1, 6)
 START_CODE: Final = b"\x00\x00\x00\x01"
@@ -41,7 +40,7 @@ def nal_units(data: bytes) -> Iterator[bytes]:
 
 
 def is_keyframe(data: bytes) -> bool:
-    """Whether the picture is an IDR. Looks no further than the first slice, for a picture is all IDR or not."""
+    """Whether the picture is an IDR; its first slice tells, for they all are or none is."""
     start = data.find(b"\x00\x00\x01")
     while 0 <= start < len(data) - 3:
         kind = data[start + 3] & 0x1F
@@ -52,7 +51,7 @@ def is_keyframe(data: bytes) -> bool:
 
 
 def parameter_sets(data: bytes) -> bytes:
-    """The SPS and PPS that stand before the first slice, each behind a 4-byte start code; empty without any."""
+    """The SPS and PPS before the first slice, each behind a 4-byte start code; empty without any."""
     return b"".join(START_CODE + nal for nal in _header_units(data) if nal[0] & 0x1F in {SPS, PPS})
 
 
@@ -62,7 +61,7 @@ def has_parameter_sets(data: bytes) -> bool:
 
 
 def ensure_parameter_sets(data: bytes, sets: bytes) -> bytes:
-    """`data` if it carries its parameter sets, else with `sets` put in, behind the delimiter if there is one."""
+    """`data` if it carries its parameter sets, else with `sets` in front, but behind a delimiter."""
     if has_parameter_sets(data):
         return data
     picture = strip_delimiter(data)

@@ -1,0 +1,1 @@
+"""Live byte streams in segments over HTTP: protocol, channel, server, publisher, subscriber."""

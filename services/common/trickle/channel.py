@@ -1,7 +1,7 @@
-"""One channel inside this process: writers append to segments, any number of readers follow them as they grow.
+"""One channel inside this process: writers append to segments, any number of readers follow as they grow.
 
-Everything is owned by one event loop and no writer ever waits: a reader that is slow loses segments, is told how
-many, and holds nobody up. A chunk costs its reader one future and no task.
+Everything is owned by one event loop and no writer ever waits: a reader that is slow loses segments, is told
+how many, and holds nobody up. A chunk costs its reader one future and no task.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from services.common.errors import ConflictError, ExhaustedError, NotFoundError
 from services.common.trickle.protocol import (
     CURRENT,
     DEFAULT_CONTENT_TYPE,
+    DEFAULT_LIMITS,
     NEXT,
     ChannelClosedError,
     ChannelLimits,
@@ -74,6 +75,10 @@ class SegmentWriter:
         """True as well when others ended it: the channel closed, a reset, a newer writer, eviction."""
         return self._segment.ended
 
+    @property
+    def empty(self) -> bool:
+        return not self._segment.bytes
+
     def on_end(self, callback: Callable[[], None] | None) -> None:
         """Call back, from within whoever ends this segment, when it ends; None to be left alone."""
         self._segment.on_end = callback
@@ -102,7 +107,7 @@ class SegmentWriter:
 
 
 class SegmentReader:
-    """Yields a segment's bytes in runs, as they are written, until it ends; keeps them though the ring forgets them.
+    """Yields a segment's bytes in runs, as they are written, until it ends, though the ring forgets it.
 
     `lost`: how many segments were skipped just before this one.
     """
@@ -161,7 +166,7 @@ class Channel:
     """A bounded ring of segments with in-process writers and readers; create it inside the running loop."""
 
     def __init__(
-        self, limits: ChannelLimits = ChannelLimits(), content_type: str = DEFAULT_CONTENT_TYPE
+        self, limits: ChannelLimits = DEFAULT_LIMITS, content_type: str = DEFAULT_CONTENT_TYPE
     ) -> None:
         self.limits: Final = limits
         self.content_type: Final = content_type
@@ -190,7 +195,7 @@ class Channel:
     ) -> SegmentWriter:
         """Open a segment, the next free one by default; a writer that had this index before is ended.
 
-        `random_access`: a decoder can start here. `reset`: a publisher that restarted ends what it left open below.
+        `random_access`: a decoder can start here. `reset`: a publisher that restarted ends what it left open.
         Raises ChannelClosedError, or ExhaustedError when too many are open.
         """
         if index is None:
@@ -203,7 +208,7 @@ class Channel:
         return SegmentWriter(self, segment)
 
     def read(self, start: int = CURRENT) -> ChannelReader:
-        """Read from CURRENT, NEXT, RANDOM_ACCESS or an index; one that is gone or far ahead is skipped from."""
+        """Read from CURRENT, NEXT, RANDOM_ACCESS or an index; skips from one that is gone or far ahead."""
         return ChannelReader(self, self._ring.position(start))
 
     async def segment(self, index: int, *, lost: int = 0) -> SegmentReader:
@@ -234,7 +239,7 @@ class Channel:
             self._readers -= 1
 
     def end_segment(self, index: int) -> None:
-        """End one segment where it is; its writer learns. Raises NotFoundError when the ring does not have it."""
+        """End one segment where it is; its writer learns. Raises NotFoundError when it is not in the ring."""
         if index not in self._segments:
             raise NotFoundError("Nonexistent segment", index=index)
         if not self._segments[index].ended:
@@ -282,7 +287,7 @@ def _wake(waiters: set[asyncio.Future[None]]) -> None:
 
 
 async def _woken(waiters: set[asyncio.Future[None]]) -> None:
-    """Wait for the next `_wake`. Each waiter has a future of its own, for cancelling a shared one ends them all."""
+    """Wait for the next `_wake`; each on its own future, for cancelling a shared one would end them all."""
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiters.add(waiter)
     try:

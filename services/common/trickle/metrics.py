@@ -18,7 +18,7 @@ BYTES: Final = Counter(
 )
 DROPPED: Final = Counter(
     "sluice_trickle_dropped_total",
-    "Segments that a reader missed (lagged), and those cut short: too_large, broken (publisher), slow (reader).",
+    "Segments a reader missed (lagged), and those cut short: too_large, broken (publisher), slow (reader).",
     ["reason"],
 )
 READERS: Final = Gauge("sluice_trickle_readers", "GETs of segments at once, parked or flowing.")

@@ -1,7 +1,7 @@
-"""The trickle protocol's vocabulary and the rules of its ring. Pure: values in, values out, no clock and no I/O.
+"""The trickle protocol's vocabulary and the rules of its ring. Pure: values in, values out, no clock, no I/O.
 
-A channel is a sequence of numbered segments; `Ring` decides which of them exist, which index a request means, what
-a reader of a missing one is told and what is forgotten. The bytes are `channel.Channel`'s.
+A channel is a sequence of numbered segments; `Ring` decides which of them exist, which index a request means,
+what a reader of a missing one is told and what is forgotten. The bytes are `channel.Channel`'s.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def parse_name(name: str) -> str:
 
 
 def parse_index(text: str, *, lowest: int = 0) -> int:
-    """Return a path's index; `lowest` is NEXT for a writer, CURRENT for a reader, 0 where aliases make no sense."""
+    """Return a path's index; `lowest` is NEXT for a writer, CURRENT for a reader, 0 where neither does."""
     if _INDEX.fullmatch(text) is None or (index := int(text)) < lowest:
         raise InvalidError("Invalid idx", reason="INVALID_INDEX", field="index")
     return index
@@ -70,7 +70,8 @@ def parse_index(text: str, *, lowest: int = 0) -> int:
 def after_missing(wanted: int, *, latest: int, resume: int | None, joined: bool) -> int | None:
     """Where a subscriber goes after a 470; None: ask for `wanted` again a little later, it is still to come.
 
-    `joined`: it has read from this channel before, so an index far beyond the head means that the publisher began anew.
+    `joined`: it has read from this channel before, so an index far beyond the head means that the publisher
+    began anew.
     """
     if latest > wanted:
         return resume if resume is not None and resume > wanted else latest
@@ -81,26 +82,25 @@ def after_missing(wanted: int, *, latest: int, resume: int | None, joined: bool)
 
 @dataclass(frozen=True, slots=True)
 class ChannelLimits:
-    """What one channel may hold. Bytes bound it in every case; depth and history say what is kept within them."""
+    """What one channel may hold. Bytes always bound it; depth and history say what is kept within them."""
 
-    depth: int = (
-        5  # finished segments kept at least: the reference's ring; raise it for channels of small messages
-    )
+    # Finished segments kept at least: the reference's ring. More for channels of small messages.
+    depth: int = 5
     segment_bytes: int = 8 * 2**20  # one segment: 4 s (the longest cut) at 16 Mbit/s
     channel_bytes: int = 16 * 2**20  # all of them: 12 s at 10 Mbit/s
     history_s: float = 12.0  # how long a random-access segment and what follows it outlive the depth
-    writers: int = (
-        8  # segments open at once: three in flight and one parked, twice, for a publisher that restarts
-    )
+    # Segments open at once: three in flight and one parked, twice, for a publisher that restarts.
+    writers: int = 8
     readers: int = 64  # GETs at once, parked or flowing; a subscriber that preconnects holds two
-    idle_s: float | None = (
-        300.0  # the sweep closes a channel without a byte for this long; None: only its owner does
-    )
+    idle_s: float | None = 300.0  # without a byte, then the sweep closes it; None: only its owner does
 
     def __post_init__(self) -> None:
         assert self.depth >= 1, self.depth
         assert self.writers > REORDER, self.writers
         assert 0 < self.segment_bytes <= self.channel_bytes, (self.segment_bytes, self.channel_bytes)
+
+
+DEFAULT_LIMITS: Final = ChannelLimits()
 
 
 class Verdict(Enum):
@@ -126,10 +126,10 @@ class Slot:
 
 
 class Ring:
-    """Which segments a channel has. Every method that forgets some returns their indices, for the caller to end.
+    """Which segments a channel has. A method that forgets some returns their indices, for the caller to end.
 
-    `head` is the next index to be written: it moves at a segment's first byte (or its empty end) and only forward,
-    except when the publisher starts again: with a reset, or at an index that has already been forgotten.
+    `head` is the next index to be written: it moves at a segment's first byte (or its empty end) and only
+    forward, except when the publisher starts again: with a reset, or at an index already forgotten.
     `floor` is the lowest index that may still exist.
     """
 
@@ -180,7 +180,7 @@ class Ring:
         return sorted(each for each, slot in self.slots.items() if each < index and slot.finished_at is None)
 
     def grow(self, index: int, size: int) -> list[int]:
-        """Add `size` bytes; the oldest go when the channel is full, even `index` itself. Raises TooLargeError."""
+        """Add bytes; the oldest segments go when the channel is full, even this one. Raises TooLargeError."""
         slot = self.slots[index]
         if slot.size + size > self.limits.segment_bytes:
             raise TooLargeError(
@@ -201,7 +201,7 @@ class Ring:
         return self._trim(now)
 
     def abandon(self, index: int, now: float) -> list[int]:
-        """End a segment whose writer broke: without a byte it was never there, so its writer may come again."""
+        """End a segment whose writer broke: without a byte it was never there, so another may come."""
         if self.slots[index].begun:
             return self.finish(index, now)
         return self._drop([index])
@@ -228,9 +228,9 @@ class Ring:
         return Verdict.MISSING
 
     def resume(self, after: int) -> int:
-        """Where a reader goes that wanted `after` and cannot have it: it should lose little and be able to decode.
+        """Where a reader goes that cannot have `after`: it should lose little and be able to decode.
 
-        The newest random-access segment beyond it, else the oldest segment beyond it, else the head. One that is
+        The newest random-access segment beyond it, else the oldest segment beyond it, else the head. A reader
         beyond the head itself outlived a restart of the publisher, and begins anew.
         """
         if after > self.head:
@@ -243,18 +243,17 @@ class Ring:
         return sum(slot.finished_at is None for slot in self.slots.values())
 
     def _trim(self, now: float) -> list[int]:
-        """Forget the oldest finished segments beyond the depth, save what a late reader could start to decode from."""
-        forgotten: list[int] = []
-        finished = sorted(
-            (index, slot.finished_at) for index, slot in self.slots.items() if slot.finished_at is not None
+        """Forget the oldest finished segments beyond the depth, save what a late reader decodes from."""
+        held_from = max(
+            (index for index, slot in self.slots.items() if slot.random_access and slot.begun), default=None
         )
-        flagged = [index for index, slot in self.slots.items() if slot.random_access and slot.begun]
-        held_from = max(flagged, default=None)
-        for index, finished_at in finished[: -self.limits.depth]:
-            if held_from is not None and index >= held_from and now - finished_at <= self.limits.history_s:
-                break
-            forgotten += self._forget_through(index)
-        return forgotten
+        if held_from is not None:
+            finished_at = self.slots[held_from].finished_at
+            if finished_at is not None and now - finished_at > self.limits.history_s:
+                held_from = None
+        finished = sorted(index for index, slot in self.slots.items() if slot.finished_at is not None)
+        beyond = [index for index in finished[: -self.limits.depth] if held_from is None or index < held_from]
+        return self._forget_through(beyond[-1]) if beyond else []
 
     def _forget_through(self, index: int) -> list[int]:
         self.floor = index + 1

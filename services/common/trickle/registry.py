@@ -11,7 +11,12 @@ from urllib.parse import quote
 from services.common.errors import ConflictError, ExhaustedError, NotFoundError
 from services.common.trickle.channel import Channel
 from services.common.trickle.metrics import CHANNELS
-from services.common.trickle.protocol import DEFAULT_CONTENT_TYPE, ChannelLimits, parse_name
+from services.common.trickle.protocol import (
+    DEFAULT_CONTENT_TYPE,
+    DEFAULT_LIMITS,
+    ChannelLimits,
+    parse_name,
+)
 
 ALIAS_BYTES: Final = 24  # 192 bits: the alias is the only credential
 SWEEP_INTERVAL_S: Final = 10.0  # far below the shortest idle time in use
@@ -37,8 +42,8 @@ class _Entry:
 class Registry:
     """Holds the channels of a process. Create it inside the running loop.
 
-    `max_channels`: each may hold `ChannelLimits.channel_bytes`. `linger_s`: how long a closed channel can still be
-    read, so that a subscriber one segment behind gets the last one and is told of the end; 404 after that.
+    `max_channels`: each may hold `ChannelLimits.channel_bytes`. `linger_s`: how long a closed channel can be
+    read on, so that a subscriber one segment behind gets the last one and is told of the end; then 404.
     """
 
     def __init__(self, *, max_channels: int = 1024, linger_s: float = 5.0) -> None:
@@ -58,7 +63,7 @@ class Registry:
         name: str,
         *,
         content_type: str = DEFAULT_CONTENT_TYPE,
-        limits: ChannelLimits = ChannelLimits(),
+        limits: ChannelLimits = DEFAULT_LIMITS,
         read_alias: str | None = None,
         write_alias: str | None = None,
     ) -> OpenChannel:
@@ -100,7 +105,7 @@ class Registry:
         return self._writable[write_alias]
 
     def close(self, name: str) -> None:
-        """Close a channel: nobody writes it any more, and whoever reads it comes to an end. Again is harmless."""
+        """Close a channel: nobody writes it any more, whoever reads it comes to an end. Again is harmless."""
         entry = self._open.pop(name, None)
         if entry is None:
             return
@@ -114,7 +119,7 @@ class Registry:
             self.close(name)
 
     async def sweep(self, interval_s: float = SWEEP_INTERVAL_S) -> None:
-        """Close idle channels and forget closed ones, for ever: the owner runs this loop beside its listener."""
+        """Close idle channels and forget closed ones, for ever: the owner runs this beside its listener."""
         while True:
             await asyncio.sleep(interval_s)
             now = self._now()

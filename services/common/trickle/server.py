@@ -1,6 +1,6 @@
 """The trickle protocol over HTTP: an aiohttp application over a `Registry`, and the block that serves it.
 
-One handler per request and no task or timer per chunk: a POST appends what the socket gives, a GET flushes each run.
+One handler per request and no task per chunk: a POST appends what the socket gives, a GET flushes each run.
 Nothing outlives its client: aiohttp cancels a handler whose connection is lost.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
-from services.common.errors import ConflictError, NotFoundError, SluiceError, TooLargeError
+from services.common.errors import ConflictError, InvalidError, NotFoundError, SluiceError, TooLargeError
 from services.common.settings import host_port
 from services.common.trickle import metrics
 from services.common.trickle.channel import Channel, SegmentReader, SegmentWriter
@@ -48,7 +48,6 @@ LINGER_S: Final = (
 )
 BACKLOG: Final = 512
 
-_CLOSE: Final = {"Connection": "close"}
 _ENDED: Final = {CLOSED: TERMINATED}
 
 
@@ -62,8 +61,8 @@ def trickle_app(
 ) -> web.Application:
     """Build the application; when it shuts down it closes the registry's channels.
 
-    `autocreate`: the limits of channels that any client makes by a POST to a free name; None: only the owner makes
-    channels. Serve it by `serve_trickle`, for it relies on handlers being cancelled with their connection.
+    `autocreate`: the limits of channels that any client makes by a POST to a free name; None: only the owner
+    makes channels. Serve it by `serve_trickle`: it relies on handlers being cancelled with their connection.
     """
     assert base_path.startswith("/"), base_path
     assert base_path.endswith("/"), base_path
@@ -113,7 +112,7 @@ async def serve_trickle(
 async def _translate(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Render what a handler raised before its response began; a POST's connection ends, for its body may not."""
+    """Render what a handler raised before its response began; a POST's connection ends with it."""
     try:
         return await handler(request)
     except SegmentMissingError as missing:
@@ -129,10 +128,12 @@ async def _translate(
             },
         )
     except SluiceError as error:
-        headers = dict(_CLOSE) if request.method == "POST" else {}
+        response = web.Response(status=error.http_status, text=f"{error.message}\n")
         if "retry_after_s" in error.details:
-            headers["Retry-After"] = error.details["retry_after_s"]
-        return web.Response(status=error.http_status, text=f"{error.message}\n", headers=headers)
+            response.headers["Retry-After"] = error.details["retry_after_s"]
+        if request.method == "POST":
+            response.force_close()
+        return response
 
 
 class _Handlers:
@@ -203,12 +204,14 @@ class _Handlers:
                 headers[LATEST] = str(head)
             response = web.StreamResponse(headers=headers)
             await response.prepare(request)
-            if request.method == "GET":
-                await self._flow(request, response, segment)
-            await response.write_eof()
+            with contextlib.suppress(ConnectionError):  # the client left: nobody to tell
+                if request.method == "GET":
+                    await self._flow(request, response, segment)
+                await response.write_eof()
         return response
 
     async def _flow(self, request: web.Request, response: web.StreamResponse, segment: SegmentReader) -> None:
+        metrics.SEGMENTS_OUT.inc()
         try:
             async for run in segment:
                 async with asyncio.timeout(self._reader_stall_s):
@@ -216,52 +219,48 @@ class _Handlers:
                 metrics.BYTES_OUT.inc(len(run))
         except TimeoutError:
             metrics.SLOW.inc()
-            assert request.transport is not None
-            request.transport.abort()
-            raise ConnectionResetError("the reader stalled") from None
-        metrics.SEGMENTS_OUT.inc()
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionAbortedError("the reader stalled") from None
 
     async def post(self, request: web.Request) -> web.Response:
-        """Take a segment's body as it comes; answer early, and end the connection, when the segment ends without us."""
+        """Take a segment's body as it comes; answer early, and hang up, when the segment ends without us."""
         requested = parse_index(request.match_info["index"], lowest=NEXT)
         channel = self._writable(request, request.content_type)
-        metrics.SEGMENTS_IN.inc()
         try:
             with channel.begin_segment(
                 None if requested == NEXT else requested, reset=bool(request.headers.get(RESET))
             ) as writer:
-                size = await self._receive(request, writer)
+                whole = await self._receive(request, writer)
         except TooLargeError:
             metrics.TOO_LARGE.inc()
             raise
-        except (web.RequestPayloadError, ConnectionError, asyncio.CancelledError):
-            metrics.BROKEN.inc()
-            raise
-        headers = {SEQ: str(writer.index)}
-        if size is None or not size:
-            headers |= _CLOSE
+        except (web.RequestPayloadError, ConnectionError):
+            raise InvalidError("The body broke off", reason="BODY_BROKEN") from None
+        response = web.Response(headers={SEQ: str(writer.index)})
         if channel.closed:
-            headers |= _CLOSE | _ENDED
-        return web.Response(headers=headers)
+            response.headers[CLOSED] = TERMINATED
+        if channel.closed or writer.empty or not whole:
+            response.force_close()  # a client that still blocks on its body wakes
+        return response
 
-    async def _receive(self, request: web.Request, writer: SegmentWriter) -> int | None:
-        """Append the body; returns its size, or None when others ended the segment first."""
-        size = 0
+    async def _receive(self, request: web.Request, writer: SegmentWriter) -> bool:
+        """Append the whole body; False when others ended the segment first."""
         try:
-            async with asyncio.timeout(None) as scope:
-                writer.on_end(lambda: scope.reschedule(0))
-                try:
-                    data = await self._first_bytes(request)
-                    while data:
-                        size += len(data)
-                        metrics.BYTES_IN.inc(len(data))
-                        writer.write(data)
-                        data = await request.content.readany()
-                finally:
-                    writer.on_end(None)
-        except (TimeoutError, ConflictError, ChannelClosedError):
-            return None
-        return size
+            async with _until_ended(writer):
+                data = await self._first_bytes(request)
+                metrics.SEGMENTS_IN.inc()
+                while data:
+                    metrics.BYTES_IN.inc(len(data))
+                    writer.write(data)
+                    data = await request.content.readany()
+        except (ConflictError, ChannelClosedError):
+            return False
+        except (web.RequestPayloadError, ConnectionError, asyncio.CancelledError):
+            if not writer.empty:
+                metrics.BROKEN.inc()
+            raise
+        return True
 
     async def _first_bytes(self, request: web.Request) -> bytes:
         """Wait for the body's first bytes, or its end, and say now and then that we still do."""
@@ -269,7 +268,7 @@ class _Handlers:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._continue_interval_s):
                     return await request.content.readany()
-            if request.transport is not None:
+            if request.transport is not None and request.version >= HttpVersion11:
                 request.transport.write(CONTINUE)
 
     def _writable(self, request: web.Request, content_type: str) -> Channel:
@@ -283,6 +282,20 @@ class _Handlers:
             alias, content_type=content_type, limits=self._autocreate, read_alias=alias, write_alias=alias
         )
         return opened.channel
+
+
+@asynccontextmanager
+async def _until_ended(writer: SegmentWriter) -> AsyncIterator[None]:
+    """Interrupt the block when others end the segment. Raises ConflictError."""
+    try:
+        async with asyncio.timeout(None) as scope:
+            writer.on_end(lambda: scope.reschedule(0))
+            try:
+                yield
+            finally:
+                writer.on_end(None)
+    except TimeoutError:
+        raise ConflictError("The segment has ended", reason="SEGMENT_ENDED", index=writer.index) from None
 
 
 def _name(request: web.Request) -> str:

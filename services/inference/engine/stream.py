@@ -1,0 +1,224 @@
+"""One session in the engine: its packets in, pictures through a pipeline, packets out, on three threads.
+
+Decoding and encoding have threads of their own; between them `infer` runs on the pipeline's thread. The rule it keeps:
+a failure ends this stream with a reason, and never the engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from services.common.media.codec import DecodedFrame, VideoDecoder, VideoEncoder, bit_rate_for
+from services.common.media.mpegts import CLOCK_HZ
+from services.inference.engine.mailbox import Mailbox, Newest, Waiting
+from services.inference.packets import Media, Message, Packet
+from services.inference.params import Fold, Patch
+from sluice.pipeline import Apply, Pipeline, VideoFrame, defaults
+
+log = structlog.get_logger()
+
+QUEUE: Final = 4  # pictures between two threads in complete delivery
+NOMINAL_FPS: Final = 30
+KEYFRAME_EVERY: Final = 2 * CLOCK_HZ  # a viewer that joins, or a cut to this runner, waits no longer
+UNDECODABLE_AFTER_S: Final = 5.0
+NO_KEYFRAME_AFTER_S: Final = 15.0  # encoders' default is a key frame every 250 frames: 10.4 s at 24 fps
+SMOOTHING: Final = 0.1
+ORDER: Final = (Apply.LIVE, Apply.WARM, Apply.RELOAD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """A picture to encode, and the revisions that it is the first to show, each with how it took effect."""
+
+    rgb: NDArray[np.uint8]
+    pts: int
+    applied: tuple[tuple[int, Apply], ...]
+
+
+class Stream:
+    """Made by the reader's thread, which also calls `take`, `update`, `request_keyframe`, `finish` and `abort`."""
+
+    def __init__(
+        self, slot: int, pipeline: type[Pipeline], fold: Fold, *, live: bool, send: Callable[[Packet], None]
+    ) -> None:
+        self.slot = slot
+        self.pipeline = pipeline
+        self._send = send
+        self._fold = fold
+        self._fold_lock = threading.Lock()
+        self._packets: Waiting[Media] = Waiting(1 << 16)  # the supervisor's window bounds it
+        self._pictures: Mailbox[DecodedFrame] = Newest() if live else Waiting(QUEUE)
+        self._results: Waiting[_Result] = Waiting(1 if live else QUEUE)
+        self._keyframe_asked = threading.Event()
+        self._ended = threading.Lock()  # taken by what ends the stream first
+        self._decoder = VideoDecoder()
+        self.inferred = 0
+        self._decoded = self._encoded = 0
+        self._infer_s: deque[float] = deque(maxlen=1000)
+        self._infer_ms = 0.0
+        self._threads = [
+            threading.Thread(target=self._contained, args=(work,), name=f"{name}-{slot}", daemon=True)
+            for name, work in (("decode", self._decode), ("encode", self._encode))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # --- called by the reader
+
+    def take(self, media: Media) -> None:
+        self._packets.put(media)
+
+    def update(self, patch: Patch) -> None:
+        with self._fold_lock:
+            self._fold = self._fold.add(patch)
+
+    def request_keyframe(self) -> None:
+        self._keyframe_asked.set()
+
+    def finish(self) -> None:
+        """No more input: what is inside comes out, then `finished`."""
+        self._packets.finish()
+
+    def abort(self) -> None:
+        """Nothing more comes out; the threads end after what they are at."""
+        self._ended.acquire(blocking=False)
+        for box in (self._packets, self._pictures, self._results):
+            box.abort()
+
+    def join(self) -> None:
+        """Wait until decoding and encoding are over."""
+        for thread in self._threads:
+            thread.join()
+
+    def report(self) -> None:
+        """Send the counts so far, and how long each picture since the last report took."""
+        infer_s = [self._infer_s.popleft() for _ in range(len(self._infer_s))]
+        self._say(
+            "stats",
+            decoded=self._decoded,
+            inferred=self.inferred,
+            dropped=self._pictures.dropped,
+            encoded=self._encoded,
+            undecodable=self._decoder.errors,
+            queued=len(self._packets) + len(self._pictures) + len(self._results),
+            infer_ms=round(self._infer_ms, 3),
+            infer_s=[round(seconds, 5) for seconds in infer_s],
+        )
+
+    def fail(self, reason: str, message: str) -> None:
+        """End with `failed`, unless it has ended already."""
+        if self._ended.acquire(blocking=False):
+            self._say("failed", reason=reason, message=message)
+        self.abort()
+
+    # --- the pipeline's thread
+
+    def infer(self, instance: Pipeline, renew: Callable[[], Pipeline]) -> None:
+        """Put every picture through `instance`, or what `renew` gives for it when parameters ask for a reload."""
+        complete = defaults(self.pipeline)
+        revision, params = self._fold.revision, {**complete, **self._fold.params}
+        applied = [(revision, Apply.LIVE)]
+        while (picture := self._pictures.get()) is not None:
+            started_s = time.perf_counter()
+            with self._fold_lock:
+                self._fold, fresh = self._fold.applied_at(picture.pts)
+                effective, _ = self._fold.effective(picture.pts)
+            if fresh:
+                was, params = params, {**complete, **effective}
+                applies = self._applies(was, params)
+                if applies is Apply.RELOAD:
+                    instance = renew()
+                applied += [(revision, applies) for revision in fresh]
+            made = instance.process(VideoFrame(picture.rgb(), picture.pts), params)
+            if not isinstance(made, VideoFrame):
+                raise TypeError(f"process returned {type(made).__name__}, not a VideoFrame")
+            height, width = (side - side % 2 for side in made.rgb.shape[:2])  # as H.264 4:2:0 wants them
+            self._measure(time.perf_counter() - started_s)
+            self._results.put(_Result(made.rgb[:height, :width], picture.pts, tuple(applied)))
+            applied = []
+        self._results.finish()
+
+    def _applies(self, was: Mapping[str, Any], now: Mapping[str, Any]) -> Apply:
+        """The slowest way in which a parameter that changed takes effect."""
+        changed = [
+            param.apply for name, param in self.pipeline.params.items() if was.get(name) != now.get(name)
+        ]
+        return max(changed, key=ORDER.index, default=Apply.LIVE)
+
+    def _measure(self, seconds: float) -> None:
+        self.inferred += 1
+        self._infer_s.append(seconds)
+        weight = SMOOTHING if self.inferred > 1 else 1.0
+        self._infer_ms += weight * (1000 * seconds - self._infer_ms)
+
+    # --- the stream's own threads
+
+    def _decode(self) -> None:
+        fruitless_since_s: float | None = None
+        keyframe_seen = False
+        while (media := self._packets.get()) is not None:
+            frames = self._decoder.decode(media.data, media.pts)
+            self._say("taken", packets=1)
+            self._put(frames)
+            if frames:
+                fruitless_since_s = None
+                continue
+            now_s = time.monotonic()
+            if fruitless_since_s is None:
+                fruitless_since_s, keyframe_seen = now_s, False
+            keyframe_seen |= media.keyframe
+            limit_s = UNDECODABLE_AFTER_S if keyframe_seen else NO_KEYFRAME_AFTER_S
+            if now_s - fruitless_since_s >= limit_s:
+                self.fail("input_undecodable", f"no picture in {limit_s:.0f} s of video")
+                return
+        self._put(self._decoder.flush())
+        self._pictures.finish()
+
+    def _put(self, frames: list[DecodedFrame]) -> None:
+        for frame in frames:
+            self._decoded += 1
+            self._pictures.put(frame)
+
+    def _encode(self) -> None:
+        encoder: VideoEncoder | None = None
+        size = (0, 0)
+        keyframe_pts = 0
+        while (result := self._results.get()) is not None:
+            height, width = result.rgb.shape[:2]
+            keyframe = result.pts - keyframe_pts >= KEYFRAME_EVERY or self._keyframe_asked.is_set()
+            if encoder is None or size != (height, width):
+                encoder, size, keyframe = _encoder(width, height), (height, width), True
+            if keyframe:
+                self._keyframe_asked.clear()
+                keyframe_pts = result.pts
+            for unit in encoder.encode(result.rgb, result.pts, keyframe=keyframe):
+                self._encoded += 1
+                self._send(Media(self.slot, unit.pts, unit.dts, unit.keyframe, unit.data))
+            for revision, applies in result.applied:
+                self._say("applied", revision=revision, pts=result.pts, applies=applies)
+        if self._ended.acquire(blocking=False):
+            self.report()
+            self._say("finished")
+
+    def _contained(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - this is the edge of one stream
+            log.error("internal error", where=work.__name__, slot=self.slot, exc_info=error)
+            self.fail("internal_error", f"{type(error).__name__} in the engine")
+
+    def _say(self, kind: str, **fields: object) -> None:
+        self._send(Message(kind, self.slot, fields))
+
+
+def _encoder(width: int, height: int) -> VideoEncoder:
+    return VideoEncoder(width, height, bit_rate_for(width, height, NOMINAL_FPS), fps=NOMINAL_FPS)

@@ -1,0 +1,78 @@
+"""`python -m services.ingest`: the public faces and the bridge."""
+
+from __future__ import annotations
+
+from protos.ingest.v1.bridge_pb2_grpc import add_BridgeServicer_to_server
+from services.common import lifecycle, settings
+from services.common.bus import connect
+from services.common.grpc_client import Channels
+from services.common.grpc_server import serve_grpc
+from services.common.http_server import serve_http
+from services.common.telemetry import instance_name, telemetry
+from services.common.topology import USAGE
+from services.common.trickle.registry import Registry
+from services.common.trickle.server import serve_trickle, trickle_app
+from services.ingest.app import public_app
+from services.ingest.auth import Authenticator
+from services.ingest.bridge.hub import Hub
+from services.ingest.bridge.outbox import outbox
+from services.ingest.bridge.server import BridgeServicer
+from services.ingest.control_plane import ControlPlane
+from services.ingest.faces.context import Core
+from services.ingest.publishing import Publishing
+from services.ingest.settings import IngestSettings
+from services.ingest.stream_keys import StreamKeys
+
+CHANNELS_PER_SESSION = 6
+LINGER_S = (
+    60.0  # a slow runner of a `complete` stream reads the last segments long after their publisher left
+)
+
+
+async def run(settings: IngestSettings) -> None:
+    """Serve until terminated."""
+    instance = instance_name(settings)
+    registry = Registry(max_channels=settings.max_sessions * CHANNELS_PER_SESSION, linger_s=LINGER_S)
+    async with (
+        telemetry("ingest", settings),
+        connect(settings.nats_url, instance) as bus,
+        Channels() as channels,
+        outbox(settings.outbox_path, bus) as box,
+    ):
+        await bus.ensure_stream(USAGE, settings.nats_replicas)
+        authenticator = Authenticator(channels, bus, settings)
+        plane = ControlPlane(channels, settings)
+        keys = StreamKeys(settings.stream_secret.encode())
+        trickle_url = settings.trickle_url or f"http://{settings.trickle_listen}"
+        bridge_address = settings.bridge_address or settings.bridge_listen
+        async with (
+            lifecycle.background(
+                sweep=registry.sweep(),
+                deliver_usage=box.deliver(),
+                confirm_usage=box.confirm(),
+                forget_revoked_keys=authenticator.forget_revoked(),
+            ),
+            serve_trickle(trickle_app(registry), settings.trickle_listen),
+            Hub(registry, box, settings) as hub,
+            serve_grpc(
+                lambda server: add_BridgeServicer_to_server(BridgeServicer(hub, trickle_url), server),
+                settings.bridge_listen,
+                settings.shutdown_grace_s,
+            ),
+        ):
+            core = Core(
+                settings=settings,
+                authenticator=authenticator,
+                plane=plane,
+                hub=hub,
+                keys=keys,
+                publishing=Publishing(
+                    hub=hub, plane=plane, keys=keys, bridge_address=bridge_address, settings=settings
+                ),
+            )
+            async with serve_http(public_app(core), settings.listen, settings.shutdown_grace_s):
+                await lifecycle.until_terminated()
+
+
+if __name__ == "__main__":
+    lifecycle.run(run(settings.read(IngestSettings)))

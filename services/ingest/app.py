@@ -1,0 +1,78 @@
+"""The public HTTP application: thin faces over one core."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import FastAPI, Request
+from opentelemetry.trace import SpanKind
+from prometheus_client import Counter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.common.errors import UnavailableError
+from services.common.telemetry import span
+from services.ingest.faces import account, streams, ts
+from services.ingest.faces.context import Core, translate_errors
+
+REQUESTS: Final = Counter(
+    "sluice_http_requests_total", "Public HTTP requests.", ["method", "route", "status"]
+)
+MEDIA: Final = "/ts/"  # endless: a span would show nothing before its end; `session.open` is their trace
+
+
+def public_app(core: Core) -> FastAPI:
+    app = FastAPI(title="Sluice", version="1", docs_url="/docs", redoc_url=None)
+    app.state.core = core
+    translate_errors(app)
+    for face in (streams, account, ts):
+        app.include_router(face.router)
+
+    @app.get("/", include_in_schema=False)
+    async def index(request: Request) -> dict[str, str]:
+        base = core.base_url(request)
+        return {"service": "sluice", "api": f"{base}/docs", "streams": f"{base}/v1/streams"}
+
+    @app.post("/whip/{key}", include_in_schema=False)
+    async def whip(key: str) -> None:
+        core.keys.stream_of(key)
+        raise UnavailableError(
+            "WHIP is not served by this version; publish MPEG-TS to publish_url", reason="WHIP_NOT_SERVED"
+        )
+
+    app.add_middleware(Observed)
+    return app
+
+
+class Observed:
+    """Counts every request, and gives those that end a span that continues the client's trace."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if scope["path"].startswith(MEDIA):
+                await self._app(scope, receive, observed)
+            else:
+                headers = {
+                    name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+                }
+                with span(f"HTTP {scope['method']}", carrier=headers, kind=SpanKind.SERVER) as current:
+                    await self._app(scope, receive, observed)
+                    route = getattr(scope.get("route"), "path", "unmatched")
+                    current.update_name(f"{scope['method']} {route}")
+                    current.set_attribute("http.response.status_code", status)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            REQUESTS.labels(scope["method"], route, str(status)).inc()

@@ -1,0 +1,112 @@
+"""The sessions of this pod: made by a publisher, found by session-managers and viewers, gone when closed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+from prometheus_client import Gauge
+
+from services.common.errors import ExhaustedError, NotFoundError
+from services.common.latest import Latest
+from services.common.lifecycle import Bulkhead
+from services.common.telemetry import report_bug
+from services.common.trickle.registry import Registry
+from services.ingest.bridge.outbox import Outbox
+from services.ingest.bridge.session import BridgeSession, Closed, Identity
+from services.ingest.settings import IngestSettings
+
+log = structlog.get_logger()
+SESSIONS: Final = Gauge("sluice_bridge_sessions", "Sessions whose media passes here.")
+REMEMBERED: Final = 1000  # ends of sessions, for publishers and viewers that ask a moment later
+
+
+class Hub:
+    """Owns a task per session; a session that fails is closed, and nothing else is."""
+
+    def __init__(self, registry: Registry, outbox: Outbox, settings: IngestSettings) -> None:
+        self._registry = registry
+        self._outbox = outbox
+        self._settings = settings
+        self._sessions: dict[str, BridgeSession] = {}
+        self._by_stream: dict[str, BridgeSession] = {}
+        self._ends: dict[str, Closed] = {}
+        self._changed: Latest[None] = Latest(None)
+        self._tasks = Bulkhead(self._failed)
+
+    async def __aenter__(self) -> Hub:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for session in list(self._sessions.values()):
+            session.close("bridge_lost", "the ingest process ends")
+        await asyncio.sleep(0)
+        await self._tasks.__aexit__(*exc_info)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def create(self, identity: Identity) -> BridgeSession:
+        """Begin a session. Raises ExhaustedError when this pod is full."""
+        if len(self._sessions) >= self._settings.max_sessions:
+            raise ExhaustedError(
+                "this ingest process is full",
+                reason="INGEST_FULL",
+                retry_after_s=5,
+                limit=self._settings.max_sessions,
+            )
+        assert identity.stream not in self._by_stream, identity
+        session = BridgeSession(
+            identity, registry=self._registry, outbox=self._outbox, settings=self._settings
+        )
+        self._sessions[identity.session] = session
+        self._by_stream[identity.stream] = session
+        SESSIONS.inc()
+        self._tasks.start(identity.session, self._live(session))
+        self._changed.set(None)
+        return session
+
+    async def _live(self, session: BridgeSession) -> None:
+        identity = session.identity
+        try:
+            await session.run()
+        finally:
+            session.close("internal_error", "the session failed inside; it was reported")
+            del self._sessions[identity.session]
+            del self._by_stream[identity.stream]
+            self._remember(identity.session, session.closed.result())
+            SESSIONS.dec()
+            self._changed.set(None)
+
+    def _remember(self, session: str, end: Closed) -> None:
+        self._ends[session] = end
+        if len(self._ends) > REMEMBERED:
+            del self._ends[next(iter(self._ends))]
+
+    def _failed(self, key: str, error: Exception) -> None:
+        report_bug("bridge", error, session=key)
+
+    def session(self, session: str) -> BridgeSession:
+        """The session. Raises NotFoundError if it is not, or no longer, here."""
+        if session not in self._sessions:
+            raise NotFoundError(f"no session {session} at this bridge", reason="SESSION_NOT_HERE")
+        return self._sessions[session]
+
+    def of_stream(self, stream: str) -> BridgeSession | None:
+        """The live session of a stream, if its media passes here."""
+        return self._by_stream.get(stream)
+
+    async def wait_for(self, stream: str, within_s: float) -> BridgeSession | None:
+        """The session of a stream as soon as there is one; None if there is none in time."""
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    version = self._changed.version
+                    session = self.of_stream(stream)
+                    if session is not None:
+                        return session
+                    await self._changed.newer_than(version)
+        except TimeoutError:
+            return None

@@ -1,0 +1,62 @@
+"""gRPC `Bridge`: how session-managers open, close and watch a session's media here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+
+from protos.ingest.v1 import bridge_pb2, bridge_pb2_grpc
+from services.common.errors import InvalidError, NotFoundError
+from services.ingest.bridge.hub import Hub
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
+    """`sluice.ingest.v1.Bridge`. `trickle_url` is where runners reach the internal listener."""
+
+    def __init__(self, hub: Hub, trickle_url: str) -> None:
+        self._hub = hub
+        self._trickle_url = trickle_url.rstrip("/")
+
+    async def Open(self, request: bridge_pb2.OpenRequest, context: Context) -> bridge_pb2.OpenResponse:
+        if request.epoch < 1:
+            raise InvalidError("an epoch is 1 or more", field="epoch")
+        channels = self._hub.session(request.session).open(request)
+        url = self._trickle_url
+        return bridge_pb2.OpenResponse(
+            channels=bridge_pb2.Channels(
+                **{"in": url + channels["in"].read_path},
+                out=url + channels["out"].write_path,
+                control=url + channels["control"].read_path,
+                events=url + channels["events"].write_path,
+                data=url + channels["data"].write_path,
+            )
+        )
+
+    async def Promote(
+        self, request: bridge_pb2.PromoteRequest, context: Context
+    ) -> bridge_pb2.PromoteResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "promotion comes with migration")
+        raise AssertionError("abort returned")
+
+    async def Close(self, request: bridge_pb2.CloseRequest, context: Context) -> bridge_pb2.CloseResponse:
+        if request.epoch:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "closing one epoch comes with migration")
+        try:
+            self._hub.session(request.session).close(request.reason or "stopped", request.message)
+        except NotFoundError:
+            return bridge_pb2.CloseResponse()
+        return bridge_pb2.CloseResponse()
+
+    async def Report(
+        self, request: bridge_pb2.ReportRequest, context: Context
+    ) -> AsyncIterator[bridge_pb2.BridgeReport]:
+        session = self._hub.session(request.session)
+        while not session.closed.done():
+            version = session.changed.version
+            yield session.report()
+            await session.changed.newer_than(version)
+        yield session.report()

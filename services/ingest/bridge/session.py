@@ -1,0 +1,616 @@
+"""One session's media: publisher in, runner, viewers out, and the meter between them.
+
+Everything here runs on one event loop, and nothing waits for a viewer, a runner or the control plane. What is
+not newer than the last delivered picture is dropped; audio waits for its picture, but not for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import json
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+from protos.events.v1 import events_pb2
+from protos.ingest.v1 import bridge_pb2
+from services.common.errors import ConflictError, InvalidError, NotFoundError
+from services.common.latest import Latest
+from services.common.media import h264
+from services.common.media.clock import Timeline
+from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, Muxer, unwrap
+from services.common.trickle.channel import Channel, ChannelReader, SegmentWriter
+from services.common.trickle.protocol import RANDOM_ACCESS, ChannelLimits
+from services.common.trickle.registry import OpenChannel, Registry
+from services.ingest.bridge.meter import Meter
+from services.ingest.bridge.outbox import Outbox
+from services.ingest.settings import IngestSettings
+
+log = structlog.get_logger()
+
+TRANSIT: Final = Histogram(
+    "sluice_bridge_transit_seconds",
+    "From an access unit at the bridge to the same picture of the runner.",
+    buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10),
+)
+FRAMES: Final = Counter("sluice_bridge_frames_total", "Pictures at the bridge.", ["direction"])
+DROPPED: Final = Counter("sluice_bridge_dropped_total", "Units that the bridge dropped.", ["reason"])
+
+CUT_TICKS: Final = CLOCK_HZ  # a segment lasts at least so long, and then to the next key frame
+FORCED_CUT_TICKS: Final = 4 * CLOCK_HZ  # or so long, key frame or not
+SEGMENT_BYTES: Final = 4 * 2**20  # cut below the channel's own limit
+TICK_S: Final = 0.1
+REPORT_S: Final = 1.0
+ARRIVALS: Final = 1024  # pictures under way whose transit can be measured: 34 s at 30 fps
+AUDIO_HELD: Final = 1500  # audio units waiting for their picture, 30 s of 20 ms; the oldest go
+AUDIO_PATIENCE_S: Final = 0.5  # beyond the usual transit, then audio goes on alone
+AUDIO_LEAST_HOLD_S: Final = 0.25
+EVENT_MAX_BYTES: Final = 64 * 1024
+FLUSH_S: Final = 10.0  # without a picture for so long after the input ended, what is missing will not come
+
+MEDIA: Final = ChannelLimits()
+# Every picture must reach a viewer that reads at all: a minute of history instead of the newest few segments.
+MEDIA_COMPLETE: Final = ChannelLimits(depth=64, channel_bytes=64 * 2**20, history_s=60.0)
+MESSAGES: Final = ChannelLimits(depth=64, segment_bytes=1 * 2**20, channel_bytes=4 * 2**20, idle_s=None)
+PLAY: Final = replace(MEDIA, idle_s=None)
+PLAY_COMPLETE: Final = replace(MEDIA_COMPLETE, idle_s=None)
+
+
+class Publisher(enum.Enum):
+    """What the publisher is doing; the values are the wire's."""
+
+    WAITING = 1
+    SENDING = 2
+    SILENT = 3
+    FINISHED = 4
+    GONE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose session this is."""
+
+    session: str
+    stream: str
+    tenant: str
+    pipeline: str
+    complete: bool
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Why there is no more."""
+
+    reason: str
+    message: str
+
+
+class SegmentCutter:
+    """Muxes units into a channel and begins a new segment where the rule says."""
+
+    def __init__(self, channel: Channel, muxer: Muxer) -> None:
+        self._channel = channel
+        self.muxer = muxer
+        self._writer: SegmentWriter | None = None
+        self._cut_at = 0
+        self._bytes = 0
+
+    def write(self, unit: AccessUnit) -> None:
+        """Write one unit. Video decides on cuts; audio before the first picture is dropped."""
+        video = unit.codec is Codec.H264
+        if self._writer is None or self._writer.ended or (video and self._due(unit)):
+            if not video:
+                return
+            self._begin(unit)
+        assert self._writer is not None
+        data = self.muxer.write(unit)
+        self._bytes += len(data)
+        self._writer.write(data)
+
+    def _due(self, unit: AccessUnit) -> bool:
+        age = unit.dts - self._cut_at
+        return (unit.keyframe and age >= CUT_TICKS) or age >= FORCED_CUT_TICKS or self._bytes >= SEGMENT_BYTES
+
+    def _begin(self, unit: AccessUnit) -> None:
+        if self._writer is not None:
+            self._writer.end()
+        self._writer = self._channel.begin_segment(random_access=unit.keyframe)
+        self._cut_at = unit.dts
+        tables = self.muxer.begin_segment()
+        self._bytes = len(tables)
+        self._writer.write(tables)
+
+    def end(self) -> None:
+        if self._writer is not None:
+            self._writer.end()
+
+
+class BridgeSession:
+    """One session at this pod. `run` is its task; everything else is called from the same event loop."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        registry: Registry,
+        outbox: Outbox,
+        settings: IngestSettings,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.identity = identity
+        self._registry = registry
+        self._outbox = outbox
+        self._settings = settings
+        self._now_s = now_s
+        self._opened_s = now_s()
+        self.changed: Latest[None] = Latest(None)
+        self.closed: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
+        # in
+        self.connected = True
+        self._holding = False  # the publisher waits for us, not we for it
+        self._finished = False
+        self._fault = ""
+        self._timeline = Timeline()
+        self._timeline.begin_source(self._wall_s())
+        self._audio: Codec | None = None
+        self._parameter_sets = b""
+        self._started = False
+        self._in_pts = 0
+        self._in_at_s: float | None = None
+        self._left_at_s: float | None = None
+        self.frames_in = 0
+        self._channels: dict[str, OpenChannel] = {}
+        self._in = SegmentCutter(self._open("in", MEDIA_COMPLETE if identity.complete else MEDIA), Muxer())
+        # out
+        self.epoch = 0
+        self.runner = ""
+        self._processes_audio = False
+        self._play = SegmentCutter(self._open("play", PLAY_COMPLETE if identity.complete else PLAY), Muxer())
+        self._play_audio: Codec | None = None
+        self._out_pts = 0
+        self._out_at_s: float | None = None
+        self._out_ended = False
+        self.frames_out = 0
+        self.frames_dropped = 0
+        self._runner_dropped = 0
+        self._arrivals: OrderedDict[int, float] = OrderedDict()
+        self._transit_s = 0.0
+        self._held: deque[tuple[AccessUnit, float]] = deque(maxlen=AUDIO_HELD)
+        # money
+        self._meter = Meter()
+        self._cut_ms = 0
+        self._paid_until_ms: int | None = None
+        self._overdraft_ms = 0
+        self.credit_exhausted = False
+        # parameters
+        self.applied_revision = 0
+        self.applied_pts = 0
+        self.infer_ms = 0.0
+        self.viewers = 0
+        self._rates = Rates()
+
+    # --- the publisher's side
+
+    @property
+    def fault(self) -> str:
+        return self._fault
+
+    @property
+    def first_picture_seen(self) -> bool:
+        return self._started
+
+    def rejoin(self) -> None:
+        """A publisher came back within the grace. Raises ConflictError while the other one is still there."""
+        if self.connected or self._finished or self.closed.done():
+            raise ConflictError(
+                "the stream has a publisher already", reason="STREAM_BUSY", stream=self.identity.stream
+            )
+        self.connected = True
+        self._left_at_s = None
+        self._timeline.begin_source(self._wall_s())
+        self.changed.set(None)
+
+    def leave(self) -> None:
+        """The publisher's connection broke: the grace begins."""
+        self.connected = False
+        self._left_at_s = self._now_s()
+        self.changed.set(None)
+
+    def finish(self) -> None:
+        """The publisher said that it is done: what is under way still comes back, then the session ends."""
+        self.connected = False
+        self._finished = True
+        self._left_at_s = self._now_s()
+        self._in.end()
+        self._registry.close(self._name("in"))
+        self.changed.set(None)
+
+    def blame(self, fault: str) -> None:
+        """The input can never work: the session ends, and says so."""
+        self._fault = fault
+        self.changed.set(None)
+
+    def push(self, unit: AccessUnit) -> None:
+        """Take one unit of the publisher."""
+        if self._finished or self.closed.done():
+            return
+        if unit.codec is Codec.H264:
+            self._push_picture(unit)
+        elif unit.codec in {Codec.AAC, Codec.OPUS} and self._audio in {None, unit.codec}:
+            self._push_audio(unit)
+
+    def _push_picture(self, unit: AccessUnit) -> None:
+        if unit.keyframe:
+            self._parameter_sets = h264.parameter_sets(unit.data) or self._parameter_sets
+            unit = replace(unit, data=h264.ensure_parameter_sets(unit.data, self._parameter_sets))
+        elif not self._started:
+            return  # nothing can be decoded before the first key frame
+        stamped = self._timeline.stamp(unit, self._wall_s())
+        if stamped is None:
+            DROPPED.labels("backwards").inc()
+            return
+        now_s = self._now_s()
+        if not self._started or self._publisher_was_silent(now_s):
+            self._started = True
+            self.changed.set(None)
+        self._in_pts = max(self._in_pts, stamped.pts)
+        self._in_at_s = now_s
+        self.frames_in += 1
+        FRAMES.labels("in").inc()
+        self._rates.count_in(now_s)
+        self._arrivals[stamped.pts] = now_s
+        if len(self._arrivals) > ARRIVALS:
+            self._arrivals.popitem(last=False)
+        self._in.write(stamped)
+
+    def _push_audio(self, unit: AccessUnit) -> None:
+        stamped = self._timeline.stamp(unit, self._wall_s())
+        if stamped is None:
+            return
+        self._audio = unit.codec
+        if len(self._held) == AUDIO_HELD:
+            DROPPED.labels("audio_held_too_long").inc()
+        self._held.append((stamped, self._now_s()))
+
+    async def room(self) -> None:
+        """With `complete` delivery, wait until the output is close enough behind; live never waits."""
+        if not self.identity.complete:
+            return
+        ahead = round(self._settings.complete_ahead_s * CLOCK_HZ)
+        while self.frames_in and not self.closed.done():
+            delivered = self._out_pts or self._first_pts
+            if self._in_pts - delivered <= ahead:
+                return
+            self._holding = True
+            try:
+                await self.changed.newer_than(self.changed.version)
+            finally:
+                self._holding = False
+
+    @property
+    def _first_pts(self) -> int:
+        return next(iter(self._arrivals), self._in_pts)
+
+    def _wall_s(self) -> float:
+        """What the timeline takes for wall time: with `complete` delivery, a wait is no gap in the media."""
+        return 0.0 if self.identity.complete else self._now_s()
+
+    # --- the runner's side
+
+    def open(self, request: bridge_pb2.OpenRequest) -> dict[str, OpenChannel]:
+        """Make the channels of an epoch, or extend what it may spend."""
+        if self.closed.done():
+            raise NotFoundError(f"session {self.identity.session} is closed", reason="SESSION_CLOSED")
+        if request.epoch < self.epoch:
+            raise ConflictError("a newer epoch is open", reason="STALE_EPOCH", epoch=self.epoch)
+        if request.epoch > self.epoch:
+            if self.epoch:
+                raise ConflictError(
+                    "the session has an output already", reason="EPOCH_OPEN", epoch=self.epoch
+                )
+            self.epoch = request.epoch
+            self._processes_audio = request.processes_audio
+            self._open("out", MEDIA_COMPLETE if self.identity.complete else MEDIA)
+            self._open("control", MESSAGES, "application/json")
+            self._open("events", MESSAGES, "application/json")
+            self._open("data", MESSAGES, "application/jsonl")
+        self.runner = request.runner or self.runner
+        self._paid_until_ms = max(self._paid_until_ms or 0, request.paid_until_ms)
+        self._overdraft_ms = request.overdraft_ms
+        self.changed.set(None)
+        return self._channels
+
+    def _open(self, kind: str, limits: ChannelLimits, content_type: str = "video/MP2T") -> Channel:
+        opened = self._registry.open(self._name(kind), content_type=content_type, limits=limits)
+        self._channels[kind] = opened
+        return opened.channel
+
+    def _name(self, kind: str) -> str:
+        return f"{self.identity.session}/{kind}"
+
+    async def run(self) -> None:
+        """Everything of this session that waits; ends when it is closed, and leaves no channel open."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._read_output(), name="output"),
+                    group.create_task(self._read_events(), name="events"),
+                    group.create_task(self._tick(), name="tick"),
+                ]
+                await asyncio.shield(self.closed)
+                self._play.end()
+                for kind in ("in", "control", "play"):
+                    self._registry.close(self._name(kind))
+                for task in tasks:
+                    task.cancel()
+        finally:
+            for kind in self._channels:
+                self._registry.close(self._name(kind))
+            await asyncio.shield(self._cut_windows(final=True))
+
+    async def _opened(self) -> None:
+        while not self.epoch:
+            await self.changed.newer_than(self.changed.version)
+
+    async def _read_output(self) -> None:
+        await self._opened()
+        demuxer = Demuxer()
+        async for segment in self._channels["out"].channel.read(0):
+            if segment.lost:
+                DROPPED.labels("output_segments").inc(segment.lost)
+            async for data in segment:
+                for unit in demuxer.feed(data):
+                    self._deliver(unit)
+            for unit in demuxer.end_segment():
+                self._deliver(unit)
+        self._out_ended = True
+        self._release_audio(everything=True)
+        self.changed.set(None)
+        await asyncio.Event().wait()
+
+    def _deliver(self, unit: AccessUnit) -> None:
+        """Pass a picture of the runner on to the viewers, if it is newer than the last."""
+        if unit.codec is not Codec.H264:
+            DROPPED.labels("unexpected_codec").inc()
+            return
+        pts = unwrap(self._in_pts, unit.pts)
+        if self.credit_exhausted or pts <= self._out_pts or (not self.frames_out and not unit.keyframe):
+            self.frames_dropped += 1
+            DROPPED.labels("not_newer").inc()
+            return
+        now_s = self._now_s()
+        first = not self.frames_out
+        if first and self._audio is not None:
+            self._play.muxer, self._play_audio = Muxer(audio=self._audio), self._audio
+        self._out_pts = pts
+        self._out_at_s = now_s
+        self.frames_out += 1
+        FRAMES.labels("out").inc()
+        self._rates.count_out(now_s)
+        self._meter.delivered(self.session_ms)
+        self._measure_transit(pts, now_s)
+        self._play.write(replace(unit, pts=pts, dts=unwrap(pts, unit.dts)))
+        self._release_audio()
+        if first or self.identity.complete:
+            self.changed.set(None)
+
+    def _measure_transit(self, pts: int, now_s: float) -> None:
+        while self._arrivals:
+            known, arrived_s = next(iter(self._arrivals.items()))
+            if known > pts:
+                return
+            self._arrivals.popitem(last=False)
+            if known == pts:
+                transit_s = now_s - arrived_s
+                TRANSIT.observe(transit_s)
+                self._transit_s += (transit_s - self._transit_s) / (8 if self._transit_s else 1)
+                return
+
+    def _release_audio(self, *, everything: bool = False) -> None:
+        """Let audio out that its picture has passed, or that waited longer than pictures usually take."""
+        if not self.frames_out:
+            return
+        patience_s = max(self._transit_s, AUDIO_LEAST_HOLD_S) + AUDIO_PATIENCE_S
+        now_s = self._now_s()
+        while self._held:
+            unit, arrived_s = self._held[0]
+            if not everything and unit.pts > self._out_pts and now_s - arrived_s < patience_s:
+                return
+            self._held.popleft()
+            if unit.codec is self._play_audio:
+                self._play.write(unit)
+
+    async def _read_events(self) -> None:
+        await self._opened()
+        async for segment in self._channels["events"].channel.read(0):
+            line = bytearray()
+            async for data in segment:
+                line += data[: EVENT_MAX_BYTES - len(line)]
+            for part in line.splitlines():
+                self._take_event(part)
+        await asyncio.Event().wait()
+
+    def _take_event(self, line: bytes | bytearray) -> None:
+        try:
+            event = json.loads(line)
+            if event["type"] == "applied":
+                self.applied_revision = max(self.applied_revision, int(event["revision"]))
+                self.applied_pts = max(self.applied_pts, int(event["pts"]))
+                self.changed.set(None)
+            elif event["type"] == "status":
+                self._runner_dropped = int(event.get("dropped", 0))
+                self.infer_ms = float(event.get("infer_ms", 0.0))
+        except (ValueError, KeyError, TypeError):
+            DROPPED.labels("bad_event").inc()
+
+    # --- time
+
+    @property
+    def session_ms(self) -> int:
+        return round((self._now_s() - self._opened_s) * 1000)
+
+    def publisher(self) -> Publisher:
+        """What the publisher is doing now."""
+        if self._finished:
+            return Publisher.FINISHED
+        if self._holding:
+            return Publisher.SENDING
+        silent_s = self._now_s() - (self._in_at_s if self._in_at_s is not None else self._opened_s)
+        if silent_s > self._settings.publisher_grace_s:
+            return Publisher.GONE
+        if self._in_at_s is None:
+            return Publisher.WAITING
+        return Publisher.SILENT if silent_s > self._settings.silent_after_s else Publisher.SENDING
+
+    def _publisher_was_silent(self, now_s: float) -> bool:
+        return self._in_at_s is None or now_s - self._in_at_s > self._settings.silent_after_s
+
+    @property
+    def drained(self) -> bool:
+        """True when the input finished and what it caused has come back, or will not come any more."""
+        if not self._finished or self._left_at_s is None:
+            return False
+        idle_s = self._now_s() - max(self._left_at_s, self._out_at_s or 0.0)
+        return self._out_ended or idle_s > FLUSH_S
+
+    async def _tick(self) -> None:
+        before = self.publisher()
+        reported_s = self._now_s()
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._release_audio()
+            publisher = self.publisher()
+            silent = publisher in {Publisher.SILENT, Publisher.GONE}
+            if silent and self.frames_out:
+                self._meter.paused(self.session_ms)
+            elif not silent:
+                self._meter.resumed(self.session_ms)
+            self._spend()
+            edge = publisher is not before
+            if edge or self.session_ms - self._cut_ms >= self._settings.window_s * 1000:
+                await self._cut_windows(final=False)
+            if edge or self._now_s() - reported_s >= REPORT_S:
+                reported_s = self._now_s()
+                self.changed.set(None)
+            before = publisher
+            orphaned_s = self._now_s() - max(self._in_at_s or 0.0, self._opened_s)
+            if orphaned_s > self._settings.orphan_after_s:
+                self.close("bridge_lost", "nobody ended the session after its publisher had gone")
+
+    def _spend(self) -> None:
+        """Stop the output where the credit ends, also if nobody is there to say so."""
+        if self._paid_until_ms is None or self.credit_exhausted:
+            return
+        if self.session_ms >= self._paid_until_ms + self._overdraft_ms:
+            self.credit_exhausted = True
+            self.changed.set(None)
+
+    async def _cut_windows(self, *, final: bool) -> None:
+        if not self.epoch:
+            return  # it never had a runner: there is nothing to bill
+        self._cut_ms = self.session_ms
+        frames = (self.frames_in, self.frames_out, self.frames_dropped + self._runner_dropped)
+        for window in self._meter.cut(self._cut_ms, frames, final=final):
+            await self._outbox.put(
+                events_pb2.UsageWindow(
+                    id=f"{self.identity.session}:{self.epoch}:{window.seq}",
+                    session=self.identity.session,
+                    epoch=self.epoch,
+                    seq=window.seq,
+                    tenant=self.identity.tenant,
+                    stream=self.identity.stream,
+                    pipeline=self.identity.pipeline,
+                    from_ms=window.from_ms,
+                    to_ms=window.to_ms,
+                    unit=window.unit,
+                    quantity=window.quantity,
+                    final=window.final,
+                    end_reason=self.closed.result().reason if self.closed.done() else "",
+                    frames_in=window.frames_in,
+                    frames_out=window.frames_out,
+                    frames_dropped=window.frames_dropped,
+                    runner=self.runner,
+                    source=self._outbox.source,
+                    unix_ms=time.time_ns() // 1_000_000,
+                )
+            )
+
+    # --- viewers, reports, the end
+
+    def watch(self) -> ChannelReader:
+        """Read `play` from where a decoder can start soonest; with `complete` delivery from the beginning."""
+        return self._channels["play"].channel.read(0 if self.identity.complete else RANDOM_ACCESS)
+
+    def report(self) -> bridge_pb2.BridgeReport:
+        now_s = self._now_s()
+        fps_in, fps_out = self._rates.now(now_s)
+        return bridge_pb2.BridgeReport(
+            publisher=self.publisher().value,  # type: ignore[arg-type]  # the enum's values are the wire's
+            session_ms=self.session_ms,
+            delivered_ms=self._meter.delivered_ms,
+            paused_ms=self._meter.paused_ms,
+            frames_in=self.frames_in,
+            frames_out=self.frames_out,
+            frames_dropped=self.frames_dropped + self._runner_dropped,
+            fps_in=fps_in,
+            fps_out=fps_out,
+            output_age_ms=-1 if self._out_at_s is None else round((now_s - self._out_at_s) * 1000),
+            input_age_ms=-1 if self._in_at_s is None else round((now_s - self._in_at_s) * 1000),
+            applied_revision=self.applied_revision,
+            applied_pts=self.applied_pts,
+            paid_until_ms=self._paid_until_ms or 0,
+            latency_ms=self._transit_s * 1000,
+            drained=self.drained,
+            credit_exhausted=self.credit_exhausted,
+            fault=self._fault,
+        )
+
+    def close(self, reason: str, message: str) -> None:
+        """End it here: publisher and viewers are let go. Again is harmless."""
+        if not self.closed.done():
+            self.closed.set_result(Closed(reason, message))
+            self.changed.set(None)
+
+
+class Rates:
+    """Pictures a second, over the last two seconds."""
+
+    WINDOW_S: Final = 2.0
+
+    def __init__(self) -> None:
+        self._in: deque[float] = deque(maxlen=512)
+        self._out: deque[float] = deque(maxlen=512)
+
+    def count_in(self, now_s: float) -> None:
+        self._in.append(now_s)
+
+    def count_out(self, now_s: float) -> None:
+        self._out.append(now_s)
+
+    def now(self, now_s: float) -> tuple[float, float]:
+        return self._rate(self._in, now_s), self._rate(self._out, now_s)
+
+    def _rate(self, times: deque[float], now_s: float) -> float:
+        recent = [moment for moment in times if now_s - moment <= self.WINDOW_S]
+        if len(recent) < 2:
+            return 0.0
+        return (len(recent) - 1) / max(recent[-1] - recent[0], 1e-3)
+
+
+def demand_h264(streams: tuple[Codec, ...]) -> None:
+    """Raise InvalidError that says what is wrong with what a publisher announced."""
+    video = [codec for codec in streams if codec in {Codec.H264, Codec.HEVC, Codec.MPEG2}]
+    if streams and Codec.H264 not in video:
+        found = ", ".join(sorted({codec.value for codec in streams}))
+        raise InvalidError(
+            f"the stream carries {found}; send H.264 video (ffmpeg: -c:v libx264 -bf 0 -g 60)",
+            reason="UNSUPPORTED_CODEC",
+            field="body",
+        )

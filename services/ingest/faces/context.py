@@ -1,0 +1,113 @@
+"""What every public face needs: who calls, the core behind it, and one shape for what went wrong."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from opentelemetry import trace
+from starlette.exceptions import HTTPException
+
+from services.common.errors import (
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    SluiceError,
+    UnauthenticatedError,
+)
+from services.common.telemetry import report_bug
+from services.ingest.auth import Authenticator, Caller
+from services.ingest.bridge.hub import Hub
+from services.ingest.control_plane import ControlPlane
+from services.ingest.publishing import Publishing
+from services.ingest.settings import IngestSettings
+from services.ingest.stream_keys import StreamKeys
+
+BEARER: Final = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """One core, many faces: what a face turns its dialect into calls of."""
+
+    settings: IngestSettings
+    authenticator: Authenticator
+    plane: ControlPlane
+    hub: Hub
+    keys: StreamKeys
+    publishing: Publishing
+
+    def base_url(self, request: Request) -> str:
+        return (self.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+def core(request: Request) -> Core:
+    found = request.app.state.core
+    assert isinstance(found, Core)
+    return found
+
+
+async def caller(request: Request) -> Caller:
+    """The tenant behind `Authorization: Bearer <key>`."""
+    header = request.headers.get("authorization", "")
+    if not header.lower().startswith(BEARER):
+        raise UnauthenticatedError("send an API key: Authorization: Bearer <key>", reason="KEY_MISSING")
+    return await core(request).authenticator.who(header[len(BEARER) :].strip())
+
+
+CoreOf = Annotated[Core, Depends(core)]
+CallerOf = Annotated[Caller, Depends(caller)]
+
+
+def render(error: SluiceError, request: Request) -> JSONResponse:
+    """The error body of Daydream's clients: all seven keys, or their SDK cannot read it."""
+    area = "STREAMS" if "/streams" in request.url.path else "SLUICE"
+    current = trace.get_current_span().get_span_context()
+    headers = {}
+    if "retry_after_s" in error.details:
+        headers["Retry-After"] = str(max(1, round(float(error.details["retry_after_s"]))))
+    if isinstance(error, UnauthenticatedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(
+        {
+            "success": False,
+            "error": error.message,
+            "code": f"{area}/{error.reason}",
+            "status": error.http_status,
+            "details": error.details or None,
+            "requestId": request.headers.get("x-request-id", "")[:100] or secrets.token_hex(8),
+            "traceId": f"{current.trace_id:032x}" if current.is_valid else None,
+        },
+        error.http_status,
+        headers,
+    )
+
+
+def translate_errors(app: FastAPI) -> None:
+    """Install the one HTTP translator."""
+
+    @app.exception_handler(SluiceError)
+    async def known(request: Request, error: SluiceError) -> JSONResponse:
+        return render(error, request)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        return render(InvalidError(f"{field}: {first['msg']}", field=field), request)
+
+    @app.exception_handler(HTTPException)
+    async def routing(request: Request, error: HTTPException) -> JSONResponse:
+        kinds: dict[int, type[SluiceError]] = {404: NotFoundError, 403: DeniedError}
+        answer = render(kinds.get(error.status_code, InvalidError)(str(error.detail)), request)
+        answer.status_code = error.status_code
+        return answer
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        report_bug("http", error, path=request.url.path)
+        return render(SluiceError("internal error"), request)

@@ -1,0 +1,124 @@
+"""`/ts/{key}`: plain endless MPEG-TS, published by one POST (or PUT) and watched by one GET.
+
+What FFmpeg does by itself: `ffmpeg ... -f mpegts http://host/ts/<stream key>` and
+`ffplay http://host/ts/<playback id>`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+import structlog
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from prometheus_client import Counter
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from services.common.errors import DeniedError, NotFoundError, RateLimitedError, SluiceError
+from services.ingest.bridge.session import BridgeSession
+from services.ingest.faces.context import CoreOf, render
+from services.ingest.publishing import PublisherVanishedError, end_error
+from services.ingest.stream_keys import PLAYBACK_PREFIX
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/ts", tags=["media"])
+VIEWERS: Final = Counter("sluice_viewers_total", "Viewers by how they went.", ["outcome"])
+VANISHED: Final = 499  # nobody reads it; nginx's word in logs for a client that closed the request
+
+
+@router.post("/{key}")
+@router.put("/{key}", include_in_schema=False)
+async def publish(key: str, request: Request, core: CoreOf) -> Response:
+    """Publish until the body ends. The answer comes then, or as soon as the platform ends the session."""
+    try:
+        published = await core.publishing.publish_ts(key, _chunks(request))
+        if published.ended is None:
+            return JSONResponse({"success": True, "session": published.session})
+        answer = render(end_error(published.ended), request)
+    except PublisherVanishedError:
+        return Response(status_code=VANISHED)
+    except SluiceError as error:
+        answer = render(error, request)
+    answer.headers["Connection"] = "close"  # the rest of the body is not read
+    return answer
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                yield chunk
+    except ClientDisconnect:
+        raise PublisherVanishedError from None
+
+
+@router.get("/{key}")
+async def play(key: str, core: CoreOf) -> Response:
+    """Watch: an endless `video/mp2t` body; an idle stream is waited for, for a while."""
+    prefix, stream_id = core.keys.stream_of(key)
+    if prefix != PLAYBACK_PREFIX:
+        raise DeniedError("this is a stream key; watch with the playback id", reason="STREAM_KEY")
+    await core.plane.stream(stream_id)
+    session = await core.hub.wait_for(stream_id, core.settings.viewer_wait_s)
+    if session is None:
+        raise NotFoundError("nobody publishes this stream now", reason="NOT_LIVE")
+    if session.viewers >= core.settings.max_viewers:
+        raise RateLimitedError(
+            f"at most {core.settings.max_viewers} viewers", reason="TOO_MANY_VIEWERS", retry_after_s=5
+        )
+    return MediaResponse(session, core.settings.viewer_stall_s)
+
+
+class MediaResponse(Response):
+    """Sends `play` as it grows. A viewer that takes nothing for `stall_s` is let go; nobody waits for it.
+
+    Its connection, which cannot be closed in order, is ended by the listener's TCP_USER_TIMEOUT.
+    """
+
+    media_type = "video/mp2t"
+
+    def __init__(self, session: BridgeSession, stall_s: float) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self.headers["Cache-Control"] = "no-store"
+        self._session = session
+        self._stall_s = stall_s
+        self._reader = session.watch()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._session.viewers += 1
+        sending = asyncio.ensure_future(self._send_all(send))
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                VIEWERS.labels("left").inc()
+                return
+            sending.result()
+            VIEWERS.labels("ended").inc()
+        except TimeoutError:
+            VIEWERS.labels("stalled").inc()
+            log.info("viewer takes nothing", session=self._session.identity.session)
+        finally:
+            self._session.viewers -= 1
+            sending.cancel()
+            leaving.cancel()
+            await asyncio.wait({sending, leaving})
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for segment in self._reader:
+            async for data in segment:
+                async with asyncio.timeout(self._stall_s):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+        async with asyncio.timeout(self._stall_s):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,73 @@
+"""What ingest can be told, and why each default is what it is."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from services.common.settings import ServiceSettings, config
+
+
+class IngestSettings(ServiceSettings):
+    """`SLUICE_INGEST_*`."""
+
+    model_config = config("ingest")
+
+    listen: str = Field("127.0.0.1:8000", description="Public HTTP, host:port.")
+    public_url: str = Field("", description="What clients call this installation. Empty: the request's host.")
+    trickle_listen: str = Field("127.0.0.1:8001", description="Internal trickle for runners, host:port.")
+    trickle_url: str = Field(
+        "",
+        description="URL under which runners reach it. Empty: as listened.",
+    )
+    bridge_listen: str = Field("127.0.0.1:7000", description="gRPC `Bridge`, host:port.")
+    bridge_address: str = Field(
+        "", description="host:port under which session-managers reach this pod's bridge. Empty: as listened."
+    )
+    session_manager_address: str = Field("127.0.0.1:7002", description="Streams and sessions, host:port.")
+    router_address: str = Field("127.0.0.1:7001", description="The router, host:port.")
+    billing_address: str = Field("127.0.0.1:7003", description="Billing, host:port.")
+    stream_secret: str = Field(
+        min_length=16,
+        description="Signs stream keys and playback ids; the same for every ingest pod, 16 characters or more.",
+    )
+    outbox_path: str = Field(
+        "outbox.sqlite3",
+        description="Where usage waits on disk until the ledger has it; survives this process.",
+    )
+    default_pipeline: str = Field("effects", description="The pipeline of a stream that names none.")
+    first_picture_s: float = Field(
+        10.0, gt=0, le=120, description="How long a publisher may take to send its first whole picture."
+    )
+    silent_after_s: float = Field(2.0, gt=0, le=60, description="No picture for so long pauses the session.")
+    publisher_grace_s: float = Field(
+        30.0, gt=0, le=3600, description="How long a session waits for a publisher that vanished."
+    )
+    orphan_after_s: float = Field(
+        90.0,
+        gt=0,
+        description="A session without publisher closes by itself then, if nobody ended it.",
+    )
+    window_s: float = Field(5.0, gt=0, le=60, description="Length of a usage window: what a crash can lose.")
+    viewer_wait_s: float = Field(
+        20.0, ge=0, le=120, description="How long a viewer of an idle stream waits for it to start."
+    )
+    viewer_stall_s: float = Field(
+        15.0, gt=0, le=600, description="A viewer that takes nothing for so long is disconnected."
+    )
+    max_viewers: int = Field(50, ge=1, description="Viewers of one stream on this pod.")
+    max_sessions: int = Field(100, ge=1, description="Sessions on this pod; 25 are about one core.")
+    max_bitrate_mbps: float = Field(
+        50.0, gt=0, description="A publisher above it, over 5 s, is cut off: the rings are sized for less."
+    )
+    complete_ahead_s: float = Field(
+        2.0, gt=0, le=10, description="How far a `complete` publisher may be ahead of the output."
+    )
+    call_timeout_s: float = Field(
+        20.0, gt=0, le=120, description="Bound of a call to another service; above a start's wait for a slot."
+    )
+    key_ttl_s: float = Field(
+        3600.0, gt=0, description="How long a verified key stays good while billing is away."
+    )
+    key_fresh_s: float = Field(
+        30.0, gt=0, description="How long a verified key is used without asking billing again."
+    )
