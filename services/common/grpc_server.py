@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from opentelemetry.trace import SpanKind
 from prometheus_client import Counter, Histogram
 
 from services.common.errors import SluiceError
+from services.common.settings import host_port
 from services.common.telemetry import report_bug, span
 
 DOMAIN: Final = "sluice"
@@ -35,6 +37,7 @@ async def serve_grpc(
     register: Callable[[grpc.aio.Server], None], listen: str, grace_s: float
 ) -> AsyncIterator[int]:
     """Serve what `register` adds; yields the bound port. Raises OSError when the port is taken."""
+    _require_free(listen)
     server = grpc.aio.server(
         interceptors=[_Translator()],
         options=[
@@ -56,6 +59,15 @@ async def serve_grpc(
         yield port
     finally:
         await server.stop(grace_s)
+
+
+def _require_free(listen: str) -> None:
+    """Find a taken port before gRPC does, whose core writes a page of its own about it."""
+    host, port = host_port(listen)
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise OSError(f"cannot listen on {listen}: {error.strerror}") from error
 
 
 def status_of(error: SluiceError) -> status_pb2.Status:

@@ -22,7 +22,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from prometheus_client import REGISTRY, Counter
+from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.exposition import choose_encoder
 
 from services.common.errors import SluiceError
@@ -32,6 +32,9 @@ log = structlog.get_logger()
 tracer: Final = trace.get_tracer("sluice")
 BUGS: Final = Counter(
     "sluice_internal_errors_total", "Failures that no error class names: bugs of ours.", ["where"]
+)
+TASKS: Final = Gauge(
+    "sluice_asyncio_tasks", "Tasks on the event loop: more of them after the same work is a leak."
 )
 
 TICK_S: Final = 0.5
@@ -77,6 +80,7 @@ class Health:
     async def tick(self) -> None:
         while True:
             self.last_tick_s = time.monotonic()
+            TASKS.set(len(asyncio.all_tasks()))
             await asyncio.sleep(TICK_S)
 
     @property
@@ -110,7 +114,10 @@ def _serve_metrics(listen: str, health: Health) -> WSGIServer:
         return [b"not found\n"]
 
     host, port = host_port(listen)
-    server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+    try:
+        server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+    except OSError as error:
+        raise OSError(f"cannot serve metrics on {listen}: {error.strerror}") from error
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True).start()
     return server
 

@@ -1,7 +1,7 @@
 """The pipe between supervisor and engine: framed packets, media in binary and everything else in JSON.
 
-A frame is a big-endian u32 length, a kind byte and a body; the length counts kind and body. Encoding and decoding do
-no I/O; `Pipe` is the supervisor's end (asyncio), `BlockingPipe` the engine's (threads).
+A frame is a big-endian u32 length, a kind byte and a body; the length counts kind and body. Encoding and decoding
+do no I/O; `Pipe` is the supervisor's end (asyncio), `BlockingPipe` the engine's (threads).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def encode(packet: Packet) -> bytes:
 
 
 class Decoder:
-    """Bytes in any chunks to packets. Raises InvalidError at what `encode` cannot have written; then it is spent."""
+    """Bytes in any chunks to packets. Raises InvalidError at what `encode` cannot have written."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -107,7 +107,7 @@ def _decode(frame: bytes) -> Packet:
 
 
 class Pipe:
-    """The supervisor's end. `send` waits while the engine is behind; packets are read in order by one reader."""
+    """The supervisor's end. Any task sends, one reads."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

@@ -1,7 +1,7 @@
-"""Which parameters are in effect at a frame: the fold of the patches that are due, in order of revision. Pure.
+"""Which parameters are in effect at a frame: the fold of the due patches, in order of revision. Pure.
 
-The rule it keeps: revisions may arrive in any order and more than once, and the outcome is the same. A patch that was
-in effect once stays so, wherever the clock goes.
+The rule it keeps: revisions may arrive in any order and more than once, and the outcome is the same. A patch that
+was in effect once stays so, wherever the clock goes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Patch:
 class Fold:
     """Complete parameters at `revision`, and the patches that are not in them, in order of revision.
 
-    Patches may have revisions below the base's: those that waited for their time when the base was made. `applied`
-    are those that a frame has shown.
+    Patches may have revisions below the base's: those that waited for their time when the base was made.
+    `applied` are those that a frame has shown.
     """
 
     revision: int
@@ -67,7 +67,7 @@ class Fold:
         oldest = patches[0]
         if oldest.revision not in self.applied:
             raise ConflictError("too many parameter changes wait for their time", reason="TOO_MANY_SCHEDULED")
-        return replace(self, patches=tuple(patches))._compacted(1)
+        return _compacted(replace(self, patches=tuple(patches)), 1)
 
     def effective(self, pts: int) -> tuple[Mapping[str, Any], int]:
         """The parameters for a frame at `pts`, and the newest revision in them."""
@@ -78,8 +78,10 @@ class Fold:
         return params, revision
 
     def applied_at(self, pts: int) -> tuple[Fold, tuple[int, ...]]:
-        """The fold after a frame at `pts` was made with it, and the revisions which that frame is the first to show."""
-        fresh = tuple(one.revision for one in self.patches if one.revision not in self.applied and one.due(pts))
+        """The fold after a frame at `pts`, and the revisions that this frame is the first to show."""
+        fresh = tuple(
+            patch.revision for patch in self.patches if patch.revision not in self.applied and patch.due(pts)
+        )
         if not fresh:
             return self, ()
         applied = self.applied.union(fresh)
@@ -88,20 +90,21 @@ class Fold:
             if patch.revision > newest + 1 or patch.revision not in applied:
                 break
             newest, settled = max(newest, patch.revision), settled + 1
-        return replace(self, applied=applied)._compacted(settled), fresh
+        return _compacted(replace(self, applied=applied), settled), fresh
 
     def outcomes(self) -> Iterator[Mapping[str, Any]]:
         """Every set of parameters that will be in effect at some time if nothing else arrives."""
         for pts in sorted({0, *(patch.apply_at_pts for patch in self.patches)}):
             yield self.effective(pts)[0]
 
-    def _compacted(self, count: int) -> Fold:
-        """The fold with its `count` oldest patches, all applied, made part of the base."""
-        params, revision = self.params, self.revision
-        for patch in self.patches[:count]:
-            params, revision = _merged(params, patch), max(revision, patch.revision)
-        patches = self.patches[count:]
-        return Fold(revision, params, patches, self.applied & {patch.revision for patch in patches})
+
+def _compacted(fold: Fold, count: int) -> Fold:
+    """The fold with its `count` oldest patches, all applied, made part of the base."""
+    params, revision = fold.params, fold.revision
+    for patch in fold.patches[:count]:
+        params, revision = _merged(params, patch), max(revision, patch.revision)
+    patches = fold.patches[count:]
+    return Fold(revision, params, patches, fold.applied & {patch.revision for patch in patches})
 
 
 def _merged(params: Mapping[str, Any], patch: Patch) -> Mapping[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,17 +17,18 @@ import structlog
 from aiohttp import ClientSession
 from prometheus_client import Counter, Histogram
 
-from services.common.errors import NotFoundError, SluiceError, UnavailableError
+from services.common.errors import NotFoundError, SluiceError
 from services.common.latest import Latest
 from services.common.lifecycle import background
-from services.common.media.mpegts import Codec, Demuxer, unwrap
+from services.common.media.mpegts import AccessUnit, Codec, Demuxer, unwrap
 from services.common.trickle.connection import trickle_session
-from services.common.trickle.protocol import NEXT, RANDOM_ACCESS, ChannelClosedError
+from services.common.trickle.protocol import NEXT, RANDOM_ACCESS
 from services.common.trickle.publisher import Publisher
 from services.common.trickle.subscriber import ReceivedSegment, Subscriber
+from services.inference.announcer import Announcer
 from services.inference.intake import Intake
-from services.inference.outlet import Outlet
-from services.inference.packets import Media, Message, Packet
+from services.inference.outlet import BRIDGE_LOST, Outlet
+from services.inference.packets import Media, Packet
 from services.inference.params import Fold, Patch
 from services.inference.supervisor import Line, SessionFailedError, Supervisor
 
@@ -43,9 +44,7 @@ INFER_SECONDS: Final = Histogram(
 )
 CONTROL_IGNORED: Final = Counter("sluice_control_ignored_total", "Control messages that mean nothing here.")
 
-BRIDGE_LOST: Final = "bridge_lost"
 GARBAGE_AFTER_S: Final = 5.0  # bytes without a single access unit in them
-EVENTS_WAITING: Final = 1000  # a bridge that takes none of so many is not there
 EVENTS_WITHIN_S: Final = 1.0  # after the end, for the last words
 RETRY_S: Final = 0.5
 CONTROL_BYTES: Final = 64 * 1024
@@ -117,7 +116,12 @@ class Session:
         self._line: Line | None = None
         self._input = Intake()
         self._output = Intake()
-        self._events = _Events()
+        self._events = Announcer(assignment.channels.events)
+        self._demuxer = Demuxer()
+        self._dts: int | None = None  # of the last unit, unwrapped
+        self._garbage_since_s: float | None = None
+        self._dropped: dict[str, int] = {}  # what the counters have seen
+        self._now = asyncio.get_running_loop().time
         self._failed: asyncio.Future[SessionFailedError] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -131,8 +135,27 @@ class Session:
         finally:
             if self._line is not None:
                 await self._supervisor.close(self._line)
-            self.report.set(replace(self.report.value, state=state, reason=reason, message=message))
-            log.info("session ended", state=state.name, reason=reason, message=message)
+            self._end(state, reason, message)
+
+    async def reports(self, every_s: float) -> AsyncIterator[Report]:
+        """The report now, whenever it changes, and at least every `every_s`; ends with a terminal one."""
+        while True:
+            version, report = self.report.version, self.report.value
+            yield report
+            if report.state.terminal:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await self.report.newer_than(version)
+
+    def ended(self) -> None:
+        """The task is over; if it was cancelled before its first step, `run` could not say so."""
+        if not self.report.value.state.terminal:
+            self._end(*self.stopped, "")
+
+    def _end(self, state: State, reason: str, message: str) -> None:
+        self.report.set(replace(self.report.value, state=state, reason=reason, message=message))
+        log.info("session ended", state=state.name, reason=reason, message=message)
 
     async def update(self, patch: Patch, fold: Fold) -> None:
         """Take a revision in; `fold` is the session's with it. Raises NotFoundError when the session just ended."""
@@ -147,29 +170,30 @@ class Session:
             raise NotFoundError(failure.message, reason="SESSION_ENDED") from failure
 
     async def _live(self) -> tuple[State, str, str]:
-        end = (State.FINISHED, "", "")
+        state, reason, message = State.FINISHED, "", ""
         async with trickle_session() as http:
             http.headers.update(self.assignment.headers)
-            async with background(events=self._publish_events(http)):
+            async with background(events=self._events.run(http)):
                 try:
                     await self._stream(http)
                 except* SessionFailedError as failures:
                     first = _first(failures)
-                    end = (State.FAILED, first.reason, first.message)
-                if end[0] is State.FINISHED:
+                    state, reason, message = State.FAILED, first.reason, first.message
+                if state is State.FINISHED:
                     self._events.tell(type="finished")
                 else:
-                    self._events.tell(type="error", reason=end[1], message=end[2])
+                    self._events.tell(type="error", reason=reason, message=message)
                 await self._events.delivered(EVENTS_WITHIN_S)
-        return end
+        return state, reason, message
 
     async def _stream(self, http: ClientSession) -> None:
         """Raises SessionFailedError, in a group."""
-        line = self._supervisor.line(self.assignment.slot, self._received)
-        self._line = line
+        self._line = line = self._supervisor.line(self.assignment.slot, self._received)
         await self._open(line)
         async with (
-            background(engine=_raises(line.failure), pipeline=_raises(self._failed), control=self._obey(http, line)),
+            background(
+                engine=_raises(line.failure), pipeline=_raises(self._failed), control=self._obey(http, line)
+            ),
             asyncio.TaskGroup() as group,
         ):
             group.create_task(self._read(http))
@@ -190,3 +214,160 @@ class Session:
             scheduled=scheduled,
             live=of.live,
         )
+
+    def _received(self, packet: Packet) -> None:
+        """Called with what the engine says."""
+        if isinstance(packet, Media):
+            if self.report.value.state is State.STARTING:
+                self.report.set(replace(self.report.value, state=State.RUNNING))
+            if self.assignment.live:
+                self._output.put_newest(packet)
+            else:
+                self._output.put(packet)  # bounded by what `_feed` lets in
+        elif packet.type == "stats":
+            self._count(packet.fields)
+        elif packet.type == "applied":
+            self.fold, _ = self.fold.applied_at(packet.fields["pts"])
+            if self._events.full:
+                self._fail(BRIDGE_LOST, "events cannot be delivered")
+            self._events.tell(type="applied", **packet.fields)
+        elif packet.type == "finished":
+            self._output.finish()
+        elif packet.type == "failed":
+            self._fail(packet.fields["reason"], packet.fields["message"])
+
+    def _fail(self, reason: str, message: str) -> None:
+        if not self._failed.done():
+            self._failed.set_result(SessionFailedError(reason, message))
+
+    def _count(self, stats: Mapping[str, Any]) -> None:
+        was = self.report.value
+        dropped = stats["dropped"] + self._input.dropped + self._output.dropped
+        now = replace(
+            was,
+            decoded=stats["decoded"],
+            inferred=stats["inferred"],
+            encoded=stats["encoded"],
+            dropped=dropped,
+            infer_ms=stats["infer_ms"],
+        )
+        for stage in ("decoded", "inferred", "encoded"):
+            FRAMES.labels(stage).inc(getattr(now, stage) - getattr(was, stage))
+        for seconds in stats["infer_s"]:
+            INFER_SECONDS.labels(self.assignment.pipeline).observe(seconds)
+        for stage, total in (
+            ("input", self._input.dropped),
+            ("inference", stats["dropped"]),
+            ("output", self._output.dropped),
+        ):
+            DROPPED.labels(stage).inc(total - self._dropped.get(stage, 0))
+            self._dropped[stage] = total
+        self.report.set(now)
+        self._events.status(
+            type="status",
+            decoded=now.decoded,
+            inferred=now.inferred,
+            dropped=now.dropped,
+            infer_ms=now.infer_ms,
+        )
+
+    async def _read(self, http: ClientSession) -> None:
+        """Take the input in until its channel is closed."""
+        failing_since_s: float | None = None
+        start = RANDOM_ACCESS if self.assignment.live else 0
+        async with Subscriber(http, self.assignment.channels.in_, start=start) as subscriber:
+            while True:
+                try:
+                    async for segment in subscriber:
+                        failing_since_s = None
+                        await self._take_in(segment)
+                    break
+                except SluiceError as error:
+                    now_s = self._now()
+                    failing_since_s = failing_since_s or now_s
+                    if not error.retryable or now_s - failing_since_s >= self._bridge_lost_after_s:
+                        raise SessionFailedError(BRIDGE_LOST, f"input: {error.message}") from error
+        self._input.finish()
+
+    async def _take_in(self, segment: ReceivedSegment) -> None:
+        if segment.lost and self.assignment.live:
+            self._input.skip_to_keyframe()
+        async for data in segment:
+            units = self._demuxer.feed(data)
+            now_s = self._now()
+            if units or self._garbage_since_s is None:
+                self._garbage_since_s = None if units else now_s
+            elif now_s - self._garbage_since_s >= GARBAGE_AFTER_S:
+                raise SessionFailedError("input_undecodable", "the input is no MPEG-TS with H.264")
+            await self._put_in(units)
+        await self._put_in(self._demuxer.end_segment())
+
+    async def _put_in(self, units: list[AccessUnit]) -> None:
+        for unit in units:
+            if unit.codec is not Codec.H264:
+                continue  # sound stays with the bridge
+            self._dts = dts = unit.dts if self._dts is None else unwrap(self._dts, unit.dts)
+            packet = Media(self.assignment.slot, unwrap(dts, unit.pts), dts, unit.keyframe, unit.data)
+            if self.assignment.live:
+                self._input.put_newest(packet)
+            else:
+                await self._input.room()
+                self._input.put(packet)
+
+    async def _feed(self, line: Line) -> None:
+        while (packet := await self._input.get()) is not None:
+            if not self.assignment.live:
+                await self._output.room()
+            await line.feed(packet)
+        await line.say("end_of_input")
+
+    async def _write(self, http: ClientSession, line: Line) -> None:
+        async with Publisher(http, self.assignment.channels.out) as publisher:
+            outlet = Outlet(
+                publisher,
+                self._output,
+                ask_keyframe=lambda: line.say("keyframe"),
+                lost_after_s=self._bridge_lost_after_s,
+            )
+            await outlet.run()
+
+    async def _obey(self, http: ClientSession, line: Line) -> None:
+        """Do what the bridge asks for on `control`: a loop for `background`."""
+        async with Subscriber(http, self.assignment.channels.control, start=NEXT) as subscriber:
+            while True:
+                try:
+                    async for segment in subscriber:
+                        await self._obey_one(segment, line)
+                    break
+                except SluiceError as error:
+                    log.warning("control cannot be read", error=error.message)
+                    await asyncio.sleep(RETRY_S)
+        await asyncio.Event().wait()  # its end is not the session's
+
+    async def _obey_one(self, segment: ReceivedSegment, line: Line) -> None:
+        text = b""
+        async for data in segment:
+            text += data
+            if len(text) > CONTROL_BYTES:
+                break
+        if _kind(text) == "keyframe":
+            await line.say("keyframe")
+        else:
+            CONTROL_IGNORED.inc()
+
+
+def _kind(text: bytes) -> object:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return message.get("type") if isinstance(message, dict) else None
+
+
+def _first(failures: BaseExceptionGroup[SessionFailedError]) -> SessionFailedError:
+    failure = failures.exceptions[0]
+    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
+
+
+async def _raises(failure: asyncio.Future[SessionFailedError]) -> None:
+    raise await failure

@@ -16,20 +16,21 @@ class InferenceSettings(ServiceSettings):
 
     listen: str = Field("127.0.0.1:7004", description="gRPC of `Runner`, host:port.")
     address: str = Field(
-        "", description="host:port that others reach this runner at; the pod's IP in the chart. Empty: `listen`."
+        "",
+        description="host:port at which others reach this runner; the pod's in the chart. Empty: `listen`.",
     )
     runner: str = Field(
         "",
         pattern="^([a-z0-9-]{1,60})?$",
-        description="This runner's name, a key in NATS; the pod's name in the chart. Empty: made from `instance`.",
+        description="This runner's name, a key in NATS; the pod's name in the chart. Empty: from `instance`.",
     )
     pipelines: str = Field(
         "effects,passthrough",
         min_length=1,
-        description="What the engine loads at its start, comma-separated: built-in names, or module:Class of authors.",
+        description="What the engine loads at its start: built-in names, or module:Class, comma-separated.",
     )
     slots: int = Field(
-        1, ge=1, le=64, description="Streams at a time; above 1 only for pipelines that share the device well."
+        1, ge=1, le=64, description="Streams at a time; above 1 for pipelines that share the device well."
     )
     region: str = Field("local", description="Where this runner is; a wish that the router honours.")
     gpu_class: str = Field("cpu", description="What computes, as requirements name it; cpu without a GPU.")
@@ -37,22 +38,23 @@ class InferenceSettings(ServiceSettings):
     engine_start_timeout_s: float = Field(
         60.0,
         gt=0,
-        description="An engine not ready by then is killed; above the slowest pipeline's load with warm caches.",
+        description="An engine not ready by then is killed; above the slowest pipeline's load.",
     )
     hang_after_s: float = Field(
         10.0,
         gt=0,
-        description="An engine that showed frames and shows none for so long, though input flows, is killed; above the longest reload of a pipeline's parameters.",
+        description="An engine that showed frames and shows none for so long, though input flows, is killed; "
+        "above the longest reload of a pipeline.",
     )
     bridge_lost_after_s: float = Field(
         10.0,
         gt=0,
-        description="A session whose bridge cannot be reached for so long fails; above a restart of a network path.",
+        description="A session whose bridge cannot be reached for so long fails; above a network's hiccup.",
     )
     detach_timeout_s: float = Field(
         3.0,
         gt=0,
-        description="An engine that has not given a slot back by then is killed, for Detach promises a free slot.",
+        description="An engine that holds a slot longer is killed, for Detach promises a free one.",
     )
 
     @model_validator(mode="after")

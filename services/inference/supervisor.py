@@ -1,6 +1,7 @@
 """Owns the engine, a child process: starts it, restarts it, and tells each session on it when it died.
 
-The rule it keeps: whatever an engine does, crash, hang or talk nonsense, costs the sessions on it and nothing else.
+The rule it keeps: whatever an engine does, crash, hang or talk nonsense, costs the sessions on it and
+nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final
 import structlog
 from prometheus_client import Counter
 
-from services.common.errors import InvalidError, UnavailableError
+from services.common.errors import InvalidError
 from services.common.latest import Latest
 from services.common.lifecycle import background
 from services.inference.packets import Media, Message, Packet, Pipe
@@ -25,7 +26,7 @@ from services.inference.settings import InferenceSettings
 
 log = structlog.get_logger()
 
-RESTARTS: Final = Counter("sluice_engine_restarts_total", "Engines that ended, by what ended them.", ["reason"])
+RESTARTS: Final = Counter("sluice_engine_restarts_total", "Engines that ended, by cause.", ["reason"])
 WINDOW: Final = 16  # packets that the engine may hold and has not decoded: half a second at 30 fps
 BACKOFF_S: Final = (0.2, 5.0)
 HEALTHY_AFTER_S: Final = 60.0
@@ -61,8 +62,8 @@ class Offer:
 class Line:
     """One session's line to the engine: packets in order, of which at most `WINDOW` wait to be decoded.
 
-    `received` is called with each packet of the session and may not block. `failure` has a result when the engine
-    died under it.
+    `received` is called with each packet of the session and may not block. `failure` has a result when the
+    engine died under it.
     """
 
     def __init__(self, slot: int, pipe: Pipe, received: Callable[[Packet], None]) -> None:
@@ -146,7 +147,7 @@ class Supervisor:
         return self._process.pid if self._process else None
 
     def line(self, slot: int, received: Callable[[Packet], None]) -> Line:
-        """A line to the engine, on which `open` is to be said first. Raises SessionFailedError if it just died."""
+        """A line, on which `open` is to be said first. Raises SessionFailedError if the engine just died."""
         if self._pipe is None or not self.ready:
             raise SessionFailedError(CRASHED, "the engine is not running")
         assert slot not in self._lines, slot
@@ -221,7 +222,7 @@ class Supervisor:
                 async for packet in pipe.packets():
                     self._dispatch(packet)
         except* (InvalidError, KeyError, TypeError, ValueError) as errors:
-            log.error("the engine talks nonsense", error=repr(errors.exceptions[0]))
+            log.exception("the engine talks nonsense", exc_info=errors)
             self._kill(CRASHED)
         finally:
             timeout.cancel()

@@ -52,7 +52,7 @@ async def run(settings: IngestSettings) -> None:
                 confirm_usage=box.confirm(),
                 forget_revoked_keys=authenticator.forget_revoked(),
             ),
-            serve_trickle(trickle_app(registry), settings.trickle_listen),
+            serve_trickle(trickle_app(registry), settings.trickle_listen, settings.shutdown_grace_s),
             Hub(registry, box, settings) as hub,
             serve_grpc(
                 lambda server: add_BridgeServicer_to_server(BridgeServicer(hub, trickle_url), server),
@@ -72,6 +72,7 @@ async def run(settings: IngestSettings) -> None:
             )
             async with serve_http(public_app(core), settings.listen, settings.shutdown_grace_s):
                 await lifecycle.until_terminated()
+                hub.close_all("the ingest process ends")
 
 
 if __name__ == "__main__":

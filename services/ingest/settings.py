@@ -28,7 +28,7 @@ class IngestSettings(ServiceSettings):
     billing_address: str = Field("127.0.0.1:7003", description="Billing, host:port.")
     stream_secret: str = Field(
         min_length=16,
-        description="Signs stream keys and playback ids; the same for every ingest pod, 16 characters or more.",
+        description="Signs stream keys and playback ids; the same on every ingest pod.",
     )
     outbox_path: str = Field(
         "outbox.sqlite3",

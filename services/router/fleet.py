@@ -1,8 +1,8 @@
 """The picture of the fleet: what runners advertise, who is heard, which slots are held.
 
-The rules it keeps: a runner that is not heard is never READY; a slot that its runner claims, or that the bucket
-says is held, is never READY; silence is evidence of death only after our own link was up long enough. One event
-loop owns it.
+The rules it keeps: a runner that is not heard is never READY; a slot that its runner claims, or that the
+bucket says is held, is never READY; silence is evidence of death only after our own link was up long enough.
+One event loop owns it.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ class Fleet:
         self._keys_by_session: dict[SessionId, set[str]] = {}
         self._claimed_here: set[str] = set()
         self._dirty: set[RunnerId] = set()
+        self._linked = False
         self._link_settled = False
         self._known = False
         self._pictures: dict[RunnerId, RunnerPicture] = {}
@@ -225,6 +226,12 @@ class Fleet:
     # --- what is read
 
     @property
+    def linked(self) -> bool:
+        """Whether anything can be written now."""
+        self._refresh()
+        return self._linked
+
+    @property
     def known(self) -> bool:
         """Whether absence means something: views filled, listened long enough over a sound link."""
         self._refresh()
@@ -308,6 +315,7 @@ class Fleet:
 
     def _refresh(self) -> None:
         now_s = _now_s()
+        linked = self._link_healthy_for_s() > 0
         link_for_s = self._link_for_s(now_s)
         link_settled = link_for_s >= self._link_settle_s
         known = self.adverts.ready.is_set() and self.slots.ready.is_set() and link_for_s >= LISTEN_S
@@ -320,8 +328,8 @@ class Fleet:
                 break
             self._silent[runner] = self._heard.pop(runner)
             by_time.add(runner)
-        news = bool(by_time) or known != self._known
-        self._link_settled, self._known = link_settled, known
+        news = bool(by_time) or (linked, known) != (self._linked, self._known)
+        self._linked, self._link_settled, self._known = linked, link_settled, known
         self._dirty |= by_time
         if self._dirty:
             for runner in self._dirty:

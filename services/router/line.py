@@ -1,7 +1,7 @@
 """The line of grants that wait for a slot in this process, served by arrival.
 
-The rule it keeps: whoever came first is offered a change of the fleet first; later ones pass only with slots that
-the earlier ones cannot use. A slot taken for somebody who left meanwhile is given back.
+The rule it keeps: whoever came first is offered a change of the fleet first; later ones pass only with slots
+that the earlier ones cannot use. A slot taken for somebody who left meanwhile is given back.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ class Line:
         """Try for everybody, the first first; equal wishes are refused alike without looking again."""
         refused: dict[tuple[Requirements, frozenset[RunnerId]], Refusal] = {}
         known = self._fleet.known
+        if not self._fleet.linked:
+            return  # nothing could be written; on its return everybody is offered again
         for waiter in tuple(self._waiters):
             wanted = waiter.wanted
             if waiter.answer.done() or wanted.session in self._claiming:

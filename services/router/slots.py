@@ -1,7 +1,8 @@
 """Taking and freeing slots, by compare-and-set on their keys: no two routers give one slot to two sessions.
 
 The rules it keeps: the bucket decides, never the view; an epoch grows by one with every grant; a write whose
-outcome is unknown is read back before anything else is tried; a slot is freed only while it names its session.
+outcome is unknown is read back before anything else is tried; a slot is freed only while it names its
+session.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Slots:
         return released
 
     async def forget_gone(self) -> None:
-        """Remove runners that are long gone, with their free slots; held ones stay until they are released."""
+        """Remove runners that are long gone, with their free slots; held ones stay until released."""
         while True:
             await asyncio.sleep(FORGET_EVERY_S)
             self._fleet.forget_silent()
@@ -155,7 +156,7 @@ class Slots:
                 else:
                     revision = await self._slots.update(key, value, after)
             except (ConflictError, UnavailableError) as error:
-                log.info("slot not written", key=key, reason=error.reason)
+                log.debug("slot not written", key=key, reason=error.reason)
             else:
                 self._fleet.slots.put(key, Entry(value, revision))
                 return revision

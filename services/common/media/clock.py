@@ -32,7 +32,7 @@ class Timeline:
         self._latest = 0  # the furthest PTS handed out
         self._offset: int | None = None  # from the source's time to ours; None until its first picture
         self._source_dts: int | None = None  # the source's last, unwrapped
-        self._video_dts: int | None = None
+        self._video_dts = ORIGIN_TICKS - LARGEST_JUMP - 1  # no first picture is decoded as early
         self._audio_pts = ORIGIN_TICKS - 1  # there is no sound before the session's first picture
 
     def begin_source(self, now_s: float) -> None:
@@ -61,7 +61,7 @@ class Timeline:
         pts += self._offset
         dts += self._offset
         if unit.codec in VIDEO:
-            if self._video_dts is not None and dts <= self._video_dts:
+            if dts <= self._video_dts:
                 self.dropped += 1
                 return None
             self._video_dts = dts
@@ -78,10 +78,9 @@ class Timeline:
         """The offset that puts a unit where the wall time says, and after all that went before."""
         if self._reference is None:
             return ORIGIN_TICKS - pts
-        offset = max(self._expected(now_s), self._latest + FRAME_TICKS) - pts
-        if self._video_dts is not None:
-            offset = max(offset, self._video_dts + FRAME_TICKS - dts)
-        return offset
+        shown = max(self._expected(now_s), self._latest + FRAME_TICKS)
+        decoded = self._video_dts + FRAME_TICKS
+        return max(shown - pts, decoded - dts)
 
     def _expected(self, now_s: float) -> int:
         assert self._reference is not None

@@ -72,8 +72,7 @@ class DecodedFrame:
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        assert pixels.dtype == np.uint8, pixels.dtype
-        return pixels.astype(np.uint8, copy=False)
+        return np.asarray(pixels, np.uint8)
 
 
 class VideoDecoder:

@@ -203,7 +203,7 @@ class Muxer:
         if audio is Codec.AAC:
             streams += struct.pack(">BHH", 0x0F, 0xE000 | AUDIO_PID, 0xF000)
         elif audio is Codec.OPUS:
-            # ETSI TS 101 154 style registration, and the channel count as FFmpeg and GStreamer write it
+            # A registration and the channel count, as FFmpeg and GStreamer write and read them
             descriptors = b"\x05\x04Opus\x7f\x02\x80" + bytes((audio_channels,))
             streams += (
                 struct.pack(">BHH", PRIVATE_DATA, 0xE000 | AUDIO_PID, 0xF000 | len(descriptors)) + descriptors
@@ -262,7 +262,7 @@ class Muxer:
 
     def _next_clock(self, ticks: int) -> bytes:
         """The PCR for a unit due at `ticks`, which does not step back when audio ran ahead of the video."""
-        if self._clock_due(ticks) or self._clock is None or ticks > self._clock:
+        if self._clock is None or ticks > self._clock or self._clock_due(ticks):
             self._clock = ticks
         return _pcr(self._clock - PCR_LEAD)
 

@@ -199,14 +199,18 @@ class Publisher:
             raise
         post.end(self._patience.answer_s)
 
+    async def flush(self) -> None:
+        """Wait, for a while, until the server confirmed the segments that were written."""
+        written = [task for task, post in self._tasks.items() if post.taken]
+        if written:
+            await asyncio.wait(written, timeout=self._patience.answer_s)
+
     async def close(self) -> None:
         """Confirm what was written, delete the channel, end the parked POST: in this order nothing is cut.
 
         Raises UnavailableError when the server cannot be told.
         """
-        written = [task for task, post in self._tasks.items() if post.taken]
-        if written:
-            await asyncio.wait(written, timeout=self._patience.answer_s)
+        await self.flush()
         self._closed = True
         try:
             timeout = ClientTimeout(total=self._patience.answer_s, sock_connect=self._patience.connect_s)

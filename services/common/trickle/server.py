@@ -46,6 +46,7 @@ READER_STALL_S: Final = 30.0  # a client that takes nothing for so long holds me
 LINGER_S: Final = (
     0.5  # how long a POST that we end may go on sending before its connection is cut: the reference's
 )
+KEEPALIVE_S: Final = 600.0  # an idle connection's life: the reference's
 BACKLOG: Final = 512
 
 _ENDED: Final = {CLOSED: TERMINATED}
@@ -96,6 +97,7 @@ async def serve_trickle(
         app,
         access_log=None,
         handler_cancellation=True,
+        keepalive_timeout=KEEPALIVE_S,
         lingering_time=LINGER_S,
         shutdown_timeout=grace_s,
     )

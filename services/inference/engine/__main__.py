@@ -1,7 +1,7 @@
-"""The engine: the process that decodes, infers and encodes. Its supervisor starts it and holds the other end of a pipe.
+"""The engine: the process that decodes, infers and encodes. Its supervisor holds the other end of its pipe.
 
-The reader of that pipe is the main thread, and it never waits for a stream: the supervisor sends no more packets than a
-stream has room for.
+The reader of that pipe is the main thread, and it never waits for a stream: the supervisor sends no more packets
+than a stream has room for.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Engine:
             os._exit(0)  # the supervisor has gone: there is nobody to work for
 
     def serve(self) -> None:
-        """Load everything, say so, then do what comes until the pipe ends. Raises what a pipeline's load raised."""
+        """Load everything, say so, then do what comes until the pipe ends. Raises what a `load` raised."""
         for name, pipeline in self._offered.items():
             self.send(Message("loading", -1, {"pipeline": name}))
             started_s = time.monotonic()
@@ -104,7 +104,7 @@ class Engine:
         worker.serve(stream, lambda: self._released(stream))
 
     def _released(self, stream: Stream) -> None:
-        """On the worker's thread, its last act: the next stream of this pipeline will find another one warm."""
+        """The last act of the worker's thread: the next stream of this pipeline will find another one warm."""
         stream.join()
         with self._lock:
             del self._streams[stream.slot]

@@ -1,7 +1,7 @@
 """One session in the engine: its packets in, pictures through a pipeline, packets out, on three threads.
 
-Decoding and encoding have threads of their own; between them `infer` runs on the pipeline's thread. The rule it keeps:
-a failure ends this stream with a reason, and never the engine.
+Decoding and encoding have threads of their own; between them `infer` runs on the pipeline's thread. The rule it
+keeps: a failure ends this stream with a reason, and never the engine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Result:
 
 
 class Stream:
-    """Made by the reader's thread, which also calls `take`, `update`, `request_keyframe`, `finish` and `abort`."""
+    """One session. The reader of the pipe makes it and calls `take`, `update`, `finish` and the like."""
 
     def __init__(
         self, slot: int, pipeline: type[Pipeline], fold: Fold, *, live: bool, send: Callable[[Packet], None]
@@ -123,7 +123,7 @@ class Stream:
     # --- the pipeline's thread
 
     def infer(self, instance: Pipeline, renew: Callable[[], Pipeline]) -> None:
-        """Put every picture through `instance`, or what `renew` gives for it when parameters ask for a reload."""
+        """Put every picture through `instance`, or through what `renew` gives when a parameter needs that."""
         complete = defaults(self.pipeline)
         revision, params = self._fold.revision, {**complete, **self._fold.params}
         applied = [(revision, Apply.LIVE)]
@@ -212,8 +212,8 @@ class Stream:
     def _contained(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - this is the edge of one stream
-            log.error("internal error", where=work.__name__, slot=self.slot, exc_info=error)
+        except Exception as error:  # this is the edge of one stream
+            log.exception("internal error", where=work.__name__, slot=self.slot)
             self.fail("internal_error", f"{type(error).__name__} in the engine")
 
     def _say(self, kind: str, **fields: object) -> None:

@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 class Worker:
-    """Loads at once. An instance serves one stream, from one thread, so all of its methods are called here."""
+    """Loads at once. An instance serves one stream from one thread, so all its methods are called there."""
 
     def __init__(self, pipeline: type[Pipeline]) -> None:
         self._pipeline = pipeline
@@ -32,21 +32,20 @@ class Worker:
     def _run(self) -> None:
         try:
             self._load()
-        except BaseException as error:  # noqa: BLE001 - an author's code, and its failure is one stream's
-            log.error("pipeline does not load", pipeline=self._pipeline.name, exc_info=error)
+        except BaseException as error:  # an author's code may even exit; its failure is one stream's
+            log.exception("pipeline does not load", pipeline=self._pipeline.name)
             self.problem = error
         self.settled.set()
         stream, released = self._assigned.get()
-        try:
-            if self.problem is not None:
-                raise self.problem
-            assert self._instance is not None
-            stream.infer(self._instance, self._reload)
-        except BaseException as error:  # noqa: BLE001 - as above
-            log.error("pipeline failed", pipeline=self._pipeline.name, slot=stream.slot, exc_info=error)
-            stream.fail(
-                "pipeline_failed", f"{type(error).__name__}: {error} (after {stream.inferred} frames)"[:1000]
-            )
+        if self._instance is not None:
+            try:
+                stream.infer(self._instance, self._reload)
+            except BaseException as error:  # as above
+                log.exception("pipeline failed", pipeline=self._pipeline.name, slot=stream.slot)
+                self.problem = error
+        if self.problem is not None:
+            said = f"{type(self.problem).__name__}: {self.problem}"[:1000]
+            stream.fail("pipeline_failed", f"{said} (after {stream.inferred} frames)")
         self._close()
         released()
 
@@ -66,5 +65,5 @@ class Worker:
             return
         try:
             instance.close()
-        except BaseException as error:  # noqa: BLE001 - as above; the instance is gone either way
-            log.error("pipeline does not close", pipeline=self._pipeline.name, exc_info=error)
+        except BaseException:  # as above; the instance is gone either way
+            log.exception("pipeline does not close", pipeline=self._pipeline.name)

@@ -19,6 +19,7 @@ from services.ingest.settings import IngestSettings
 
 log = structlog.get_logger()
 SESSIONS: Final = Gauge("sluice_bridge_sessions", "Sessions whose media passes here.")
+CLOSE_S: Final = 10.0  # the last windows of all sessions go to the disk
 REMEMBERED: Final = 1000  # ends of sessions, for publishers and viewers that ask a moment later
 
 
@@ -40,10 +41,16 @@ class Hub:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for session in list(self._sessions.values()):
-            session.close("bridge_lost", "the ingest process ends")
-        await asyncio.sleep(0)
+        self.close_all("the ingest process ends")
+        async with asyncio.timeout(CLOSE_S):
+            while self._sessions:
+                await self._changed.newer_than(self._changed.version)
         await self._tasks.__aexit__(*exc_info)
+
+    def close_all(self, message: str) -> None:
+        """Let every publisher and viewer go; each session still writes its last window."""
+        for session in list(self._sessions.values()):
+            session.close("bridge_lost", message)
 
     def __len__(self) -> int:
         return len(self._sessions)

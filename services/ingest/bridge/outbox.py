@@ -71,7 +71,8 @@ class Outbox:
         self._database.execute("PRAGMA synchronous=FULL")
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS usage (id TEXT PRIMARY KEY, subject TEXT NOT NULL,"
-            " payload BLOB NOT NULL, sent_s REAL NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0) STRICT"
+            " payload BLOB NOT NULL, sent_s REAL NOT NULL DEFAULT 0,"
+            " attempts INTEGER NOT NULL DEFAULT 0) STRICT"
         )
         self._database.execute("CREATE TABLE IF NOT EXISTS outbox (source TEXT PRIMARY KEY) STRICT")
         self._database.execute(

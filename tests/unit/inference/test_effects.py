@@ -90,7 +90,7 @@ def test_a_look_keeps_the_pts_the_shape_and_the_source(look: str) -> None:
     source = scene()
     before = source.copy()
     frame = Effects().process(VideoFrame(source, 9000), params(prompt=look))
-    assert (frame.pts, frame.rgb.shape, frame.rgb.dtype) == (9000, source.shape, np.uint8)
+    assert (frame.pts, frame.rgb.shape, frame.rgb.dtype.name) == (9000, source.shape, "uint8")
     assert np.array_equal(source, before)
     assert difference(source, frame.rgb) > 10
 
@@ -124,7 +124,8 @@ def test_watercolor_flattens_texture_and_keeps_edges() -> None:
 
 def test_watercolor_leaves_a_bare_rim_of_paper() -> None:
     painted = rendered(np.zeros((240, 320, 3), np.uint8), prompt="watercolor")
-    assert painted[0].mean() > 200 > 100 > painted[100:140, 140:180].mean()
+    assert painted[0].mean() > 200
+    assert painted[100:140, 140:180].mean() < 100
 
 
 def test_a_sketch_shades_the_dark_and_leaves_the_light() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,10 +52,10 @@ def test_time_goes_on_over_a_wrap_of_the_source() -> None:
 def test_time_goes_on_for_more_than_33_bits() -> None:
     timeline = Timeline()
     last = 0
-    for second in range(0, 4 * 95_444, 9):  # 95,444 s is one wrap
+    seconds = range(0, 400_000, 9)  # one wrap takes 95,444 s
+    for second in seconds:
         last = pts_of(timeline.stamp(picture(90_000 * second), float(second)))
-    assert last == ORIGIN_TICKS + 90_000 * (4 * 95_444 - 4 * 95_444 % 9 - (0 if 4 * 95_444 % 9 else 9))
-    assert last > 3 * WRAP
+    assert last == ORIGIN_TICKS + 90_000 * seconds[-1] > 4 * WRAP
     assert timeline.rebased == 0
 
 
@@ -105,7 +107,7 @@ def test_audio_before_the_first_picture_of_a_source_is_dropped() -> None:
     timeline.begin_source(1.0)
     assert timeline.stamp(sound(90_000), 1.0) is None
     timeline.stamp(picture(91_000), 1.0)
-    assert pts_of(timeline.stamp(sound(91_500), 1.0)) == ORIGIN_TICKS + 90_000 + 500
+    assert pts_of(timeline.stamp(sound(91_500), 1.0)) == ORIGIN_TICKS + 1000 + 90_000 + 500
     assert timeline.dropped == 2
 
 
@@ -148,7 +150,7 @@ def test_what_would_go_backwards_is_dropped() -> None:
 
 
 def test_a_jump_of_the_sources_clock_is_replaced_by_wall_time() -> None:
-    for jump in (LARGEST_JUMP + 6000, -LARGEST_JUMP - 6000, 1 << 31, -(1 << 31)):
+    for jump in (45_000 + LARGEST_JUMP + 1, 45_000 - LARGEST_JUMP - 1, 1 << 31, -(1 << 31)):
         timeline = Timeline()
         timeline.stamp(picture(0), 10.0)
         assert pts_of(timeline.stamp(picture(jump), 10.5)) == ORIGIN_TICKS + 45_000
@@ -195,7 +197,7 @@ def test_a_unit_whose_two_times_are_far_apart_moves_nothing() -> None:
     )
 )
 @settings(max_examples=200, deadline=None)
-def test_whatever_comes_time_goes_forward_and_stays_near_the_wall(
+def test_whatever_comes_time_goes_forward(
     steps: list[tuple[str, int, int, float]],
 ) -> None:
     timeline = Timeline()
@@ -210,7 +212,7 @@ def test_whatever_comes_time_goes_forward_and_stays_near_the_wall(
             pictures += filter(None, [timeline.stamp(picture(ticks + reorder, ticks), now_s)])
         else:
             sounds += filter(None, [timeline.stamp(sound(ticks), now_s)])
-    assert all(earlier.dts < later.dts for earlier, later in zip(pictures, pictures[1:], strict=False))
-    assert all(earlier.pts < later.pts for earlier, later in zip(sounds, sounds[1:], strict=False))
+    assert all(earlier.dts < later.dts for earlier, later in pairwise(pictures))
+    assert all(earlier.pts < later.pts for earlier, later in pairwise(sounds))
     if pictures:
         assert pictures[0].pts == ORIGIN_TICKS

@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 320, 240
 
 
 def chart(width: int, height: int) -> Rgb:
-    """Red over x, green over y, blue along the diagonal: every hue, and nothing that chroma subsampling blurs."""
+    """Red over x, green over y, blue along the diagonal: smooth, for subsampling blurs edges."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack(
         [x * 255 // width, y * 255 // height, 255 - (x + y) * 255 // (width + height)], -1

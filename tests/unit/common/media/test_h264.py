@@ -114,7 +114,15 @@ def test_a_scaling_matrix_and_picture_order_type_1_are_read_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", IDR, b"\x00\x00\x01\x67", b"\x00\x00\x01\x67\x42", b"\x00\x00\x01\x67" + b"\xff" * 600]
+    "data",
+    [
+        b"",
+        IDR,
+        b"\x00\x00\x01\x67",
+        b"\x00\x00\x01\x67\x42",
+        b"\x00\x00\x01\x67\x42\x00\x1e" + b"\x00\x00\x03" * 3 + b"\x01",
+        b"\x00\x00\x01\x67" + b"\xff" * 600,
+    ],
 )
 def test_a_size_that_cannot_be_read_is_invalid(data: bytes) -> None:
     with pytest.raises(InvalidError):

@@ -497,6 +497,25 @@ def test_scrambled_and_null_packets_are_ignored(control: int) -> None:
     assert demuxer.lost == INTACT
 
 
+def test_the_header_of_a_pes_packet_may_be_cut_by_the_end_of_a_packet() -> None:
+    demuxer, track = Demuxer(), mpegts._Track(0x100)
+    demuxer.feed(Muxer().begin_segment())
+    unit = picture(0, size=900, keyframe=True)
+    body = b"\x80\x80\x05" + mpegts._stamp(2, unit.pts) + unit.data
+    whole = b"\x00\x00\x01\xe0" + struct.pack(">H", len(body)) + body
+    stream = track.packets(whole, adaptation=b"\x00" + b"\xff" * 178)
+    assert stream[188 - 4 : 188] == whole[:4]
+    assert demuxer.feed(stream) == [unit]
+
+
+def test_a_pes_packet_with_a_delimiter_and_no_picture_is_dropped() -> None:
+    demuxer = Demuxer()
+    demuxer.feed(Muxer().begin_segment())
+    empty = struct.pack(">IHBBB", 0x1E0, 8, 0x84, 0x80, 5) + mpegts._stamp(2, 0)
+    assert demuxer.feed(packetized(0x100, empty)) == []
+    assert demuxer.lost.damaged_units == 1
+
+
 def test_a_picture_without_a_time_is_dropped() -> None:
     demuxer = Demuxer()
     demuxer.feed(Muxer().begin_segment())
@@ -545,6 +564,14 @@ def test_a_table_with_a_wrong_checksum_is_not_followed() -> None:
     section = bytearray(program_map((0x24, 0x100, b"")))
     section[-1] ^= 1
     demuxer.feed(packetized(0x1000, mpegts._section_payload(bytes(section))))
+    assert demuxer.streams == (Codec.H264,)
+
+
+def test_the_map_of_another_program_is_not_followed() -> None:
+    demuxer = Demuxer()
+    demuxer.feed(tables((0x1B, 0x100, b"")))
+    entry = struct.pack(">HHBHH", 0xFFFF, 0xF000, 0x24, 0xE100, 0xF000)
+    demuxer.feed(packetized(0x1000, mpegts._section_payload(mpegts._section(2, 2, entry))))
     assert demuxer.streams == (Codec.H264,)
 
 

@@ -112,7 +112,7 @@ async def test_history_is_bounded_in_time() -> None:
     assert (await anext(channel.read(RANDOM_ACCESS))).index == 0
     await asyncio.sleep(7)
     write(channel)
-    assert (await anext(channel.read(RANDOM_ACCESS))).index == 3
+    assert (await anext(channel.read(RANDOM_ACCESS))).index == 4
 
 
 async def test_a_reader_keeps_a_segment_that_the_ring_forgot() -> None:

@@ -1,0 +1,86 @@
+# Every verb of this project; people and CI call only these. Needs Python 3.11, git and make.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PROTOS := $(wildcard protos/*/v1/*.proto)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Sluice needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e '.[local]'
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $(VENV)/.local $@
+
+setup: $(VENV)/.dev ## the development environment in .venv
+
+run: $(VENV)/.local ## the whole platform on this machine, until Ctrl-C
+	@exec python -m deploy.local
+
+test: check e2e ## every test
+
+check: lint types arch protos-check unit contract slices ## everything but the whole stack
+
+protos: $(VENV)/.dev ## regenerate the stubs
+	python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
+
+protos-check: $(VENV)/.dev ## fail if the committed stubs are not what the protos say
+	out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT
+	python -m grpc_tools.protoc -I. --python_out=$$out --grpc_python_out=$$out --mypy_out=quiet:$$out --mypy_grpc_out=quiet:$$out $(PROTOS)
+	cd $$out && find . -name '*_pb2*' | sort | while read -r stub; do diff -q "$$stub" "$(CURDIR)/$$stub"; done
+
+fmt: $(VENV)/.dev ## format
+	ruff format . && ruff check --fix-only -q .
+
+lint: $(VENV)/.dev ## ruff
+	ruff format --check -q . && ruff check .
+
+types: $(VENV)/.dev ## mypy, strict
+	mypy
+
+arch: $(VENV)/.dev ## who may import whom
+	lint-imports
+
+unit: $(VENV)/.dev ## pure parts and small blocks
+	pytest tests/unit
+
+contract: $(VENV)/.dev ## one service at a time, against a real NATS, real gRPC and real Helm
+	pytest tests/contract
+
+e2e: $(VENV)/.dev ## the whole stack as processes
+	pytest tests/e2e
+
+slices: $(VENV)/.dev ## each service imports with only its own extra, each in a fresh environment
+	python tests/support/slices.py
+
+cov: $(VENV)/.dev ## coverage of unit and contract tests
+	coverage run -m pytest -q tests/unit tests/contract && coverage report --skip-covered
+
+images: ## container images; needs a Docker engine
+	for extra in ingest router session-manager billing inference; do
+	  docker build -f deploy/docker/Dockerfile --build-arg EXTRA=$$extra -t sluice/$$extra:0.1.0 .
+	done
+
+chart: $(VENV)/.dev ## lint and render the chart, and judge what it renders
+	pytest tests/contract/test_chart.py
+
+constraints: $(VENV)/.dev ## pin what is installed now
+	( echo '# What the tests ran with; renewed by `make constraints`.'; $(PIP) freeze --exclude-editable ) > constraints.txt
+
+clean: ## remove the environment and local state
+	rm -rf $(VENV) .sluice .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.PHONY: help setup run test check protos protos-check fmt lint types arch unit contract e2e slices cov images chart constraints clean

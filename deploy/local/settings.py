@@ -1,0 +1,41 @@
+"""What the one-machine stack can be told: ports, where it keeps its state, how many runners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class LocalSettings(BaseSettings):
+    """`SLUICE_LOCAL_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="SLUICE_LOCAL_", frozen=True, extra="forbid")
+
+    state: Path = Field(
+        Path(".sluice"), description="Databases, NATS's store and the credentials of the local tenant."
+    )
+    host: str = Field("127.0.0.1", description="Where everything listens.")
+    nats_port: int = Field(4222, description="NATS.")
+    http_port: int = Field(8000, description="Public HTTP.")
+    trickle_port: int = Field(8001, description="Trickle between ingest and runners.")
+    bridge_port: int = Field(7000, description="gRPC of ingest.")
+    router_port: int = Field(7001, description="gRPC of the router.")
+    session_manager_port: int = Field(7002, description="gRPC of the session-manager.")
+    billing_port: int = Field(7003, description="gRPC of billing.")
+    runner_port: int = Field(7004, description="gRPC of the first runner; the others follow.")
+    metrics_port: int = Field(9464, description="Prometheus of the first service; the others follow.")
+    runners: int = Field(1, ge=1, le=16, description="CPU runners; one needs about one core.")
+    pipelines: str = Field(
+        "effects,passthrough", description="What each runner loads; module:Class works too."
+    )
+    credit_micro: int = Field(
+        10_000_000, ge=0, description="The local tenant's credit at its creation: 10 USD."
+    )
+    prices: str = Field("", description="JSON for billing; empty: its own default.")
+    otlp_endpoint: str = Field("", description="Where every service sends its traces; empty: nowhere.")
+    ready_within_s: float = Field(60.0, gt=0, description="How long the start may take.")
+    stop_within_s: float = Field(
+        10.0, gt=0, description="How long a process may take to end before it is killed."
+    )

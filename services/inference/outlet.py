@@ -1,0 +1,89 @@
+"""Writes what comes back from the engine to the bridge: MPEG-TS, cut into trickle segments where readers can start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from services.common.errors import SluiceError
+from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Muxer
+from services.common.trickle.protocol import ChannelClosedError
+from services.common.trickle.publisher import Publisher
+from services.inference.intake import Intake
+from services.inference.packets import Media
+from services.inference.supervisor import SessionFailedError
+
+log = structlog.get_logger()
+
+SHORTEST_SEGMENT: Final = CLOCK_HZ  # media time
+LONGEST_SEGMENT: Final = 4 * CLOCK_HZ
+BRIDGE_LOST: Final = "bridge_lost"
+
+
+def cuts(begun_pts: int, packet: Media) -> bool:
+    """Whether `packet` begins a new segment after one that began at `begun_pts`."""
+    age = packet.pts - begun_pts
+    return age >= (SHORTEST_SEGMENT if packet.keyframe else LONGEST_SEGMENT)
+
+
+class Outlet:
+    """Publishes `packets` until they end. A segment that breaks is given up, and a key frame begins the next."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        packets: Intake,
+        *,
+        ask_keyframe: Callable[[], Awaitable[None]],
+        lost_after_s: float,
+    ) -> None:
+        self._publisher = publisher
+        self._packets = packets
+        self._ask_keyframe = ask_keyframe
+        self._lost_after_s = lost_after_s
+        self._muxer = Muxer()
+        self._now = asyncio.get_running_loop().time
+        self._failing_since_s: float | None = None
+
+    async def run(self) -> None:
+        """Raises SessionFailedError when the bridge is lost."""
+        packet = await self._packets.get()
+        while packet is not None:
+            try:
+                packet = await self._segment(packet)
+            except ChannelClosedError as error:
+                raise SessionFailedError(BRIDGE_LOST, "the output channel is closed") from error
+            except SluiceError as error:
+                now_s = self._now()
+                self._failing_since_s = self._failing_since_s or now_s
+                log.warning("an output segment broke", error=error.message)
+                if now_s - self._failing_since_s >= self._lost_after_s:
+                    raise SessionFailedError(BRIDGE_LOST, f"output: {error.message}") from error
+                packet = await self._next_keyframe()
+        try:
+            await self._publisher.close()
+        except SluiceError as error:
+            raise SessionFailedError(BRIDGE_LOST, f"output: {error.message}") from error
+
+    async def _segment(self, first: Media) -> Media | None:
+        """Write the segment that `first` begins; returns what begins the next one."""
+        async with self._publisher.segment() as segment:
+            await segment.write(self._muxer.begin_segment() + self._muxed(first))
+            while (packet := await self._packets.get()) is not None:
+                if cuts(first.pts, packet):
+                    return packet
+                await segment.write(self._muxed(packet))
+                self._failing_since_s = None
+        return None
+
+    def _muxed(self, packet: Media) -> bytes:
+        return self._muxer.write(AccessUnit(Codec.H264, packet.pts, packet.dts, packet.data, packet.keyframe))
+
+    async def _next_keyframe(self) -> Media | None:
+        await self._ask_keyframe()
+        while (packet := await self._packets.get()) is not None and not packet.keyframe:
+            self._packets.dropped += 1
+        return packet

@@ -1,0 +1,113 @@
+"""How others know of this runner: its advert in the bucket `runners`, and a heartbeat each second."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from importlib.metadata import version
+from typing import Final
+
+import structlog
+
+from protos.events.v1 import events_pb2
+from services.common.bus import Bus
+from services.common.errors import SluiceError
+from services.common.topology import RUNNERS, heartbeat
+from services.inference.settings import InferenceSettings
+from services.inference.slots import Slots
+from services.inference.supervisor import Offer, Supervisor
+
+log = structlog.get_logger()
+
+HEARTBEAT_S: Final = 1.0
+RETRY_S: Final = 0.5
+LEAVE_WITHIN_S: Final = 1.0
+
+
+class Presence:
+    """What this runner says of itself. The boot id is new with every process."""
+
+    def __init__(self, settings: InferenceSettings, supervisor: Supervisor, slots: Slots, name: str) -> None:
+        self.address = settings.address or settings.listen
+        self._settings = settings
+        self._supervisor = supervisor
+        self._slots = slots
+        self._name = name
+        self._boot_id = uuid.uuid4().hex
+        self._known: tuple[
+            Offer, ...
+        ] = ()  # the last that an engine told: an engine that restarts still has them
+
+    def advert(self) -> events_pb2.RunnerAdvert:
+        settings = self._settings
+        self._known = self._supervisor.offers.value or self._known
+        offers = [
+            events_pb2.PipelineOffer(
+                name=offer.name,
+                version=offer.version,
+                description=offer.description,
+                params_schema=json.dumps(offer.params_schema),
+                processes_audio=offer.processes_audio,
+                warm=True,
+            )
+            for offer in self._known
+        ]
+        return events_pb2.RunnerAdvert(
+            runner=self._name,
+            boot_id=self._boot_id,
+            address=self.address,
+            slots=settings.slots,
+            pipelines=offers,
+            region=settings.region,
+            gpu_class=settings.gpu_class,
+            labels=settings.labels,
+            version=version("sluice"),
+        )
+
+    def heartbeat(self) -> events_pb2.Heartbeat:
+        if self._slots.draining:
+            state = events_pb2.RUNNER_STATE_DRAINING
+        elif self._supervisor.ready:
+            state = events_pb2.RUNNER_STATE_READY
+        else:
+            state = events_pb2.RUNNER_STATE_STARTING
+        claims = [
+            events_pb2.SlotClaim(
+                slot=of.slot, session=of.session, session_epoch=of.session_epoch, slot_epoch=of.slot_epoch
+            )
+            for of in (session.assignment for session in self._slots.living)
+        ]
+        return events_pb2.Heartbeat(runner=self._name, boot_id=self._boot_id, state=state, claims=claims)
+
+    async def beat(self, bus: Bus) -> None:
+        """A loop for `background`."""
+        while True:
+            await bus.publish(heartbeat(self._name), self.heartbeat().SerializeToString())
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def advertise(self, bus: Bus) -> None:
+        """Write the advert when the engine is ready and again when NATS came back: a loop for `background`."""
+        while not self._supervisor.ready:
+            await self._supervisor.offers.newer_than(self._supervisor.offers.version)
+        while True:
+            generation = bus.generation.version
+            try:
+                bucket = await bus.bucket(RUNNERS, self._settings.nats_replicas)
+                advert = self.advert().SerializeToString()
+                await bucket.change(self._name, lambda _, value=advert: value)  # type: ignore[misc]
+            except SluiceError as error:
+                log.warning("the advert waits", error=error.message)
+                await asyncio.sleep(RETRY_S)
+                continue
+            await bus.generation.newer_than(generation)
+
+    async def leave(self, bus: Bus) -> None:
+        """Take the advert back, if NATS can be reached: without it nobody asks this runner any more."""
+        try:
+            async with asyncio.timeout(LEAVE_WITHIN_S):
+                bucket = await bus.bucket(RUNNERS, self._settings.nats_replicas)
+                await bucket.delete(self._name)
+                await bus.publish(heartbeat(self._name), self.heartbeat().SerializeToString())
+        except (SluiceError, TimeoutError) as error:
+            log.warning("the advert stays", error=repr(error))

@@ -1,0 +1,114 @@
+"""gRPC `Runner`: what others may ask of this runner."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final, NoReturn
+
+import grpc
+import grpc.aio
+
+from protos.inference.v1 import runner_pb2, runner_pb2_grpc
+from services.common.errors import InvalidError
+from services.common.telemetry import carrier
+from services.inference.params import Fold, Patch
+from services.inference.presence import Presence
+from services.inference.session import Assignment, Channels, Report
+from services.inference.slots import Slots
+from services.inference.validation import parse_object
+
+REPORT_EVERY_S: Final = 1.0
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RunnerServicer(runner_pb2_grpc.RunnerServicer):
+    """Thin: what a call means is in `slots`."""
+
+    def __init__(self, slots: Slots, presence: Presence) -> None:
+        self._slots = slots
+        self._presence = presence
+
+    async def Attach(self, request: runner_pb2.AttachRequest, context: Context) -> runner_pb2.AttachResponse:
+        self._slots.attach(assignment(request))
+        return runner_pb2.AttachResponse()
+
+    async def Update(self, request: runner_pb2.UpdateRequest, context: Context) -> runner_pb2.UpdateResponse:
+        applies = await self._slots.update(request.session, request.slot_epoch, patch(request.patch))
+        return runner_pb2.UpdateResponse(applies=applies)
+
+    async def Detach(self, request: runner_pb2.DetachRequest, context: Context) -> runner_pb2.DetachResponse:
+        await self._slots.detach(request.session, request.slot_epoch, request.reason)
+        return runner_pb2.DetachResponse()
+
+    async def Describe(
+        self, request: runner_pb2.DescribeRequest, context: Context
+    ) -> runner_pb2.DescribeResponse:
+        return runner_pb2.DescribeResponse(advert=self._presence.advert(), state=self._presence.heartbeat())
+
+    async def Watch(
+        self, request: runner_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[runner_pb2.SlotReport]:
+        session = self._slots.find(request.session, request.slot_epoch)
+        async for report in session.reports(REPORT_EVERY_S):
+            yield slot_report(report)
+
+    async def Rebind(self, request: runner_pb2.RebindRequest, context: Context) -> runner_pb2.RebindResponse:
+        await _unimplemented(context)
+
+    async def Drain(self, request: runner_pb2.DrainRequest, context: Context) -> runner_pb2.DrainResponse:
+        await _unimplemented(context)
+
+    async def RunJob(
+        self, request: runner_pb2.RunJobRequest, context: Context
+    ) -> AsyncIterator[runner_pb2.JobEvent]:
+        await _unimplemented(context)
+        yield runner_pb2.JobEvent()  # what makes this a generator
+
+
+async def _unimplemented(context: Context) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this version")
+    raise AssertionError("abort returned")
+
+
+def assignment(request: runner_pb2.AttachRequest) -> Assignment:
+    """What an attach says. Raises InvalidError that names the field."""
+    for field in ("session", "pipeline"):
+        if not getattr(request, field):
+            raise InvalidError(f"{field} is empty", field=field)
+    for field in ("in", "out", "control", "events"):
+        if not getattr(request.channels, field).startswith(("http://", "https://")):
+            raise InvalidError(f"channels.{field} is no HTTP URL", field=f"channels.{field}")
+    if request.delivery not in {runner_pb2.DELIVERY_LIVE, runner_pb2.DELIVERY_COMPLETE}:
+        raise InvalidError("no such delivery", field="delivery")
+    channels = request.channels
+    return Assignment(
+        session=request.session,
+        session_epoch=request.session_epoch,
+        slot=request.slot,
+        slot_epoch=request.slot_epoch,
+        channels=Channels(getattr(channels, "in"), channels.out, channels.control, channels.events),
+        pipeline=request.pipeline,
+        fold=Fold.starting(
+            request.revision,
+            parse_object(request.params, field="params"),
+            [patch(one) for one in request.scheduled],
+        ),
+        live=request.delivery == runner_pb2.DELIVERY_LIVE,
+        headers=carrier(),
+    )
+
+
+def patch(message: runner_pb2.Patch) -> Patch:
+    return Patch(message.revision, parse_object(message.patch, field="patch"), message.apply_at_pts)
+
+
+def slot_report(report: Report) -> runner_pb2.SlotReport:
+    return runner_pb2.SlotReport(
+        state=runner_pb2.SlotReport.State.ValueType(report.state.value),
+        reason=report.reason,
+        message=report.message,
+        frames_decoded=report.decoded,
+        frames_inferred=report.inferred,
+        frames_dropped=report.dropped,
+        infer_ms=report.infer_ms,
+    )

@@ -1,0 +1,151 @@
+"""Which session is in which slot, and who may still say something about it: the fences are the slot epochs.
+
+The rule it keeps: a slot has at most one session that lives, and commands of an older grant are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+from prometheus_client import Gauge
+
+from services.common.errors import ConflictError, InvalidError, NotFoundError
+from services.common.lifecycle import Bulkhead
+from services.common.telemetry import report_bug
+from services.inference.params import Patch
+from services.inference.session import Assignment, Session, State
+from services.inference.settings import InferenceSettings
+from services.inference.supervisor import Offer, Supervisor
+from services.inference.validation import applies, check
+
+log = structlog.get_logger()
+
+SESSIONS: Final = Gauge("sluice_runner_sessions", "Sessions in the slots of this runner.")
+
+
+class Slots:
+    """The sessions of this runner. Leaving the block ends them; each slot remembers its last session until the next."""
+
+    def __init__(self, settings: InferenceSettings, supervisor: Supervisor) -> None:
+        self._settings = settings
+        self._supervisor = supervisor
+        self._sessions: dict[int, Session] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._epochs: dict[int, int] = {}  # the highest seen, by slot
+        self._bulkhead = Bulkhead(self._broken)
+        self.draining = False
+
+    async def __aenter__(self) -> Slots:
+        await self._bulkhead.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.draining = True
+        await self._bulkhead.__aexit__(*exc_info)
+
+    @property
+    def living(self) -> list[Session]:
+        return [session for session in self._sessions.values() if not session.report.value.state.terminal]
+
+    def attach(self, of: Assignment) -> None:
+        """Start a session; the same (session, session epoch) again changes nothing.
+
+        Raises InvalidError, NotFoundError UNKNOWN_PIPELINE, and ConflictError STALE_EPOCH, SLOT_OCCUPIED, NOT_READY
+        or DRAINING.
+        """
+        if not 0 <= of.slot < self._settings.slots:
+            raise InvalidError("this runner has no such slot", field="slot", slots=self._settings.slots)
+        if of.slot_epoch < self._epochs.get(of.slot, 0):
+            raise ConflictError(
+                "the slot was granted again", reason="STALE_EPOCH", epoch=self._epochs[of.slot]
+            )
+        there = self._sessions.get(of.slot)
+        if there is not None and _same(there.assignment, of):
+            return
+        if self.draining:
+            raise ConflictError("the runner is leaving", reason="DRAINING")
+        if not self._supervisor.ready:
+            raise ConflictError("the engine is not ready", reason="NOT_READY")
+        offer = self._offer(of.pipeline)
+        for params in of.fold.outcomes():
+            check(params, offer.params_schema)
+        self._require_room(of, offer)
+        self._epochs[of.slot] = of.slot_epoch
+        session = Session(of, self._supervisor, self._settings.bridge_lost_after_s)
+        self._sessions[of.slot] = session
+        self._tasks[of.slot] = self._bulkhead.start(_key(of), self._run(session))
+
+    async def update(self, session_id: str, slot_epoch: int, patch: Patch) -> str:
+        """Take a revision in; returns how it will take effect. Raises InvalidError, NotFoundError, ConflictError."""
+        session = self.find(session_id, slot_epoch)
+        if session.report.value.state.terminal:
+            raise NotFoundError("the session has ended", reason="SESSION_ENDED", session=session_id)
+        schema = self._offer(session.assignment.pipeline).params_schema
+        fold = session.fold.add(patch)
+        for params in fold.outcomes():
+            check(params, schema)
+        if fold is not session.fold:
+            await session.update(patch, fold)
+        return applies(patch.patch, schema)
+
+    async def detach(self, session_id: str, slot_epoch: int, reason: str) -> None:
+        """End a session; when this returns its slot is free. An unknown one is gone already."""
+        try:
+            session = self.find(session_id, slot_epoch)
+        except NotFoundError:
+            return
+        session.stopped = (State.DETACHED, reason)
+        self._bulkhead.cancel(_key(session.assignment))
+        await asyncio.wait([self._tasks[session.assignment.slot]])
+        session.ended()
+
+    def find(self, session_id: str, slot_epoch: int) -> Session:
+        """Raises NotFoundError, and ConflictError STALE_EPOCH below the epoch of the attach."""
+        for session in (*self.living, *self._sessions.values()):
+            if session.assignment.session == session_id:
+                if slot_epoch < session.assignment.slot_epoch:
+                    raise ConflictError("the slot was granted again", reason="STALE_EPOCH")
+                return session
+        raise NotFoundError("the session is not on this runner", reason="UNKNOWN_SESSION", session=session_id)
+
+    def _offer(self, pipeline: str) -> Offer:
+        for offer in self._supervisor.offers.value:
+            if offer.name == pipeline:
+                return offer
+        raise NotFoundError("this runner has no such pipeline", reason="UNKNOWN_PIPELINE", pipeline=pipeline)
+
+    def _require_room(self, of: Assignment, offer: Offer) -> None:
+        living = self.living
+        if any(one.assignment.slot == of.slot or one.assignment.session == of.session for one in living):
+            raise ConflictError("the slot is taken", reason="SLOT_OCCUPIED", slot=of.slot)
+        if sum(one.assignment.pipeline == of.pipeline for one in living) >= offer.slots_per_engine:
+            raise ConflictError(
+                "the pipeline serves no more streams at a time",
+                reason="SLOT_OCCUPIED",
+                streams=offer.slots_per_engine,
+            )
+
+    async def _run(self, session: Session) -> None:
+        of = session.assignment
+        with structlog.contextvars.bound_contextvars(session=of.session, slot=of.slot):
+            log.info(
+                "session attached", pipeline=of.pipeline, epoch=of.session_epoch, slot_epoch=of.slot_epoch
+            )
+            SESSIONS.inc()
+            try:
+                await session.run()
+            finally:
+                SESSIONS.dec()
+
+    def _broken(self, key: str, error: Exception) -> None:
+        report_bug("session", error, session=key)
+
+
+def _key(of: Assignment) -> str:
+    return f"{of.session} epoch {of.session_epoch} slot {of.slot}"
+
+
+def _same(one: Assignment, other: Assignment) -> bool:
+    return (one.session, one.session_epoch) == (other.session, other.session_epoch)

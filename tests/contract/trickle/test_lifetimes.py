@@ -1,0 +1,184 @@
+"""What ends when somebody dies, leaves or stalls: cases in which the reference servers were found failing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import psutil
+import pytest
+from prometheus_client import REGISTRY
+
+from services.common.lifecycle import background
+from services.common.trickle.protocol import ChannelLimits
+from tests.contract.trickle.wire import QUIET_S, Connection, Served, ask, connect, put, serving
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("leave", [Connection.kill, lambda connection: connection.writer.close()])
+async def test_a1_readers_end_when_their_publisher_dies_inside_a_segment(
+    served: Served, leave: Callable[[Connection], None]
+) -> None:
+    served.open()
+    broken = metric("sluice_trickle_dropped_total", reason="broken")
+    async with connect(served) as writer, connect(served) as reader:
+        writer.post("/c/0")
+        writer.chunk(b"half")
+        reader.request("GET", "/c/0")
+        assert await reader.next_chunk_after_head() == b"half"
+        leave(writer)
+        async with asyncio.timeout(1.0):
+            assert await reader.next_chunk() == b""
+    assert metric("sluice_trickle_dropped_total", reason="broken") == broken + 1
+
+
+async def test_a_post_that_died_before_its_first_byte_can_be_sent_again(served: Served) -> None:
+    served.open()
+    async with connect(served) as first, connect(served) as reader:
+        first.post("/c/0")
+        reader.request("GET", "/c/0")
+        assert await reader.quiet()
+        first.kill()
+        assert await reader.quiet()
+        await put(served, "/c/0", b"again")
+        assert (await reader.answer()).body == b"again"
+
+
+async def test_a4_dropped_long_polls_leave_no_task_and_no_socket(served: Served) -> None:
+    channel = served.open(limits=ChannelLimits(readers=300)).channel
+    await ask(served, "GET", "/c/next")
+    process = psutil.Process()
+    await until(lambda: metric("sluice_trickle_readers") == 0)
+    tasks, descriptors = len(asyncio.all_tasks()), process.num_fds()
+    async with AsyncExitStack() as stack:
+        for number in range(200):
+            reader = await stack.enter_async_context(connect(served))
+            reader.request("GET", "/c/0" if number % 2 else "/c/-1")
+        await until(lambda: metric("sluice_trickle_readers") == 200)
+        assert len(channel._parked) == 200
+    await until(lambda: len(asyncio.all_tasks()) <= tasks and process.num_fds() <= descriptors)
+    assert metric("sluice_trickle_readers") == 0
+    assert not channel._parked
+
+
+async def test_dropped_parked_posts_leave_nothing_either(served: Served) -> None:
+    channel = served.open().channel
+    tasks = len(asyncio.all_tasks())
+    for _ in range(20):
+        async with connect(served) as writer:
+            writer.post("/c/0")
+            await until(lambda: 0 in channel._ring.slots)
+        await until(lambda: 0 not in channel._ring.slots)
+    await until(lambda: len(asyncio.all_tasks()) <= tasks)
+    assert channel.head == 0
+
+
+async def test_a11_a_reader_of_a_reused_slot_ends(served: Served) -> None:
+    served.open(limits=ChannelLimits(depth=1))
+    async with connect(served) as stuck, connect(served) as reader, connect(served) as parked:
+        stuck.post("/c/0")
+        stuck.chunk(b"half")
+        reader.request("GET", "/c/0")
+        assert await reader.next_chunk_after_head() == b"half"
+        for index in range(1, 4):
+            await put(served, f"/c/{index}", b"x")
+        assert await reader.next_chunk() == b""
+        assert (await stuck.answer()).headers["connection"] == "close"
+        parked.request("GET", "/c/4")
+        assert await parked.quiet()
+        assert (await ask(served, "DELETE", "/c")).status == 200
+        assert (await parked.answer()).headers["lp-trickle-closed"] == "terminated"
+
+
+async def test_a_repeated_post_takes_the_slot_and_ends_the_readers_of_the_first(served: Served) -> None:
+    served.open()
+    async with connect(served) as first, connect(served) as reader:
+        first.post("/c/0")
+        first.chunk(b"half")
+        reader.request("GET", "/c/0")
+        assert await reader.next_chunk_after_head() == b"half"
+        await put(served, "/c/0", b"whole")
+        assert await reader.next_chunk() == b""
+        assert (await first.answer()).headers["connection"] == "close"
+        assert await first.hung_up()
+    assert (await ask(served, "GET", "/c/0")).body == b"whole"
+
+
+async def test_a14_a_message_of_a_megabyte_and_one_in_single_bytes(served: Served) -> None:
+    served.open()
+    large, split = bytes(range(256)) * 4096, bytes(range(256)) * 40
+    async with connect(served) as reader:
+        reader.request("GET", "/c/0")
+        await put(served, "/c/0", large)
+        assert (await reader.answer()).body == large
+        reader.request("GET", "/c/1")
+        await put(served, "/c/1", *(bytes([byte]) for byte in split))
+        assert (await reader.answer()).body == split
+
+
+async def test_a3_a_segment_that_goes_on_keeps_its_channel_and_an_idle_one_goes(served: Served) -> None:
+    busy = served.open("busy", limits=ChannelLimits(idle_s=0.2)).channel
+    idle = served.open("idle", limits=ChannelLimits(idle_s=0.2)).channel
+    async with (
+        background(sweep=served.registry.sweep(0.05)),
+        connect(served) as writer,
+        connect(served) as parked,
+        connect(served) as reader,
+    ):
+        writer.post("/busy/0")
+        parked.post("/idle/0")
+        reader.request("GET", "/idle/0")
+        for _ in range(8):
+            writer.chunk(b"x")
+            await asyncio.sleep(0.1)
+        assert not busy.closed
+        assert idle.closed
+        assert (await parked.answer()).headers["lp-trickle-closed"] == "terminated"
+        assert (await reader.answer()).headers["lp-trickle-closed"] == "terminated"
+
+
+async def test_a_reader_that_never_reads_is_dropped_and_slows_nobody() -> None:
+    slow = metric("sluice_trickle_dropped_total", reason="slow")
+    async with serving(reader_stall_s=0.4) as served, connect(served) as stalled, connect(served) as reader:
+        served.open()
+        data = bytes(7 * 2**20)
+        stalled.request("GET", "/c/0")
+        reader.request("GET", "/c/0")
+        await asyncio.sleep(QUIET_S)
+        await put(served, "/c/0", data)
+        assert (await reader.answer()).body == data
+        await until(lambda: metric("sluice_trickle_dropped_total", reason="slow") == slow + 1)
+        await until(lambda: metric("sluice_trickle_readers") == 0)
+
+
+async def test_what_is_counted_names_no_channel(served: Served) -> None:
+    before = {
+        direction: metric("sluice_trickle_bytes_total", direction=direction) for direction in ("in", "out")
+    }
+    lagged = metric("sluice_trickle_dropped_total", reason="lagged")
+    served.open("secret-name")
+    assert metric("sluice_trickle_channels") == 1
+    for index in range(8):
+        await put(served, f"/secret-name/{index}", b"12345")
+    await ask(served, "GET", "/secret-name/7")
+    await ask(served, "GET", "/secret-name/1")
+    assert metric("sluice_trickle_bytes_total", direction="in") == before["in"] + 40
+    assert metric("sluice_trickle_bytes_total", direction="out") == before["out"] + 5
+    assert metric("sluice_trickle_dropped_total", reason="lagged") == lagged + 7
+    labels = {
+        str(sample.labels)
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if family.name.startswith("sluice_trickle")
+    }
+    assert not any("secret" in label for label in labels)

@@ -1,0 +1,112 @@
+"""A real engine in a real child process, and H.264 for it; the test plays its supervisor."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from services.common.media.codec import DecodedFrame, VideoDecoder, VideoEncoder
+from services.inference.packets import BlockingPipe, Media, Message, Packet
+
+FRAME = 3000  # ticks at 30 fps
+START = 90_000
+
+
+def video(count: int, *, size: tuple[int, int] = (128, 96), start: int = START, every: int = 30) -> list[Media]:
+    """`count` pictures of a moving bar at 30 fps, a key frame each `every`."""
+    width, height = size
+    encoder = VideoEncoder(width, height, 500_000)
+    packets = []
+    for index in range(count):
+        rgb = np.full((height, width, 3), 60, np.uint8)
+        left = index * 4 % (width - 8)
+        rgb[:, left : left + 8] = (200, 80, 40)
+        for unit in encoder.encode(rgb, start + index * FRAME, keyframe=index % every == 0):
+            packets.append(Media(0, unit.pts, unit.dts, unit.keyframe, unit.data))
+    return packets
+
+
+def decoded(packets: Sequence[Media]) -> list[DecodedFrame]:
+    """The pictures of what an engine sent, as a viewer would see them."""
+    decoder = VideoDecoder()
+    frames = [frame for packet in packets for frame in decoder.decode(packet.data, packet.pts)]
+    frames += decoder.flush()
+    assert decoder.errors == 0
+    return frames
+
+
+class EngineChild:
+    """What an engine said so far is in `said`; waiting for more is bounded by the socket's timeout."""
+
+    def __init__(self, process: subprocess.Popen[bytes], end: socket.socket) -> None:
+        self.process = process
+        self.said: list[Packet] = []
+        self._pipe = BlockingPipe(end)
+        self._packets = self._pipe.packets()
+
+    def send(self, *packets: Packet) -> None:
+        for packet in packets:
+            self._pipe.send(packet)
+
+    def say(self, kind: str, slot: int = 0, **fields: object) -> None:
+        self.send(Message(kind, slot, fields))
+
+    def open(self, pipeline: str, *, live: bool = False, slot: int = 0, **fields: object) -> None:
+        opening = {"pipeline": pipeline, "revision": 1, "params": {}, "scheduled": [], "live": live}
+        self.say("open", slot, **{**opening, **fields})
+
+    def until(self, wanted: Callable[[Packet], bool]) -> Packet:
+        """Read on until `wanted`. Raises TimeoutError, or EOFError when the engine ends."""
+        for packet in self._packets:
+            self.said.append(packet)
+            if wanted(packet):
+                return packet
+        raise EOFError("the engine has ended")
+
+    def until_said(self, kind: str, slot: int = 0) -> Message:
+        packet = self.until(lambda one: isinstance(one, Message) and (one.type, one.slot) == (kind, slot))
+        assert isinstance(packet, Message)
+        return packet
+
+    def media(self) -> list[Media]:
+        return [packet for packet in self.said if isinstance(packet, Media)]
+
+    def messages(self, kind: str) -> list[Message]:
+        return [packet for packet in self.said if isinstance(packet, Message) and packet.type == kind]
+
+
+@contextmanager
+def engine(pipelines: str, *, slots: int = 1, timeout_s: float = 15.0) -> Iterator[EngineChild]:
+    """An engine that is ready; it is killed at the end if it still runs."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(timeout_s)
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "services.inference.engine", "--fd", str(theirs.fileno())),
+                    *("--pipelines", pipelines, "--slots", str(slots)),
+                    *("--log-format", "console", "--log-level", "warning"),
+                ],
+                pass_fds=[theirs.fileno()],
+            )
+        child = EngineChild(process, ours)
+        try:
+            child.until_said("ready", slot=-1)
+            yield child
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.02)
