@@ -89,7 +89,10 @@ class BillingServicer(BillingService):
 
     async def Usage(self, request: pb.UsageRequest, context: Context) -> pb.UsageResponse:
         accounts = await self._store.call(
-            Store.sessions, _tenant(request.tenant), SessionId(request.session), _rows(request.limit)
+            Store.sessions,
+            _tenant(request.tenant),
+            SessionId(_short(request.session, "session")),
+            _rows(request.limit),
         )
         return pb.UsageResponse(sessions=[_usage(account) for account in accounts])
 
@@ -143,7 +146,10 @@ class BillingServicer(BillingService):
 
     async def ListEntries(self, request: pb.ListEntriesRequest, context: Context) -> pb.ListEntriesResponse:
         entries = await self._store.call(
-            Store.entries, _tenant(request.tenant), SessionId(request.session), _rows(request.limit)
+            Store.entries,
+            _tenant(request.tenant),
+            SessionId(_short(request.session, "session")),
+            _rows(request.limit),
         )
         imbalance_micro = await self._store.call(Store.imbalance_micro)
         return pb.ListEntriesResponse(

@@ -27,7 +27,8 @@ class BillingSettings(ServiceSettings):
     model_config = config("billing")
 
     listen: str = Field(
-        "127.0.0.1:7003", description="gRPC, host:port. Loopback, because callers are trusted: see the chart."
+        "127.0.0.1:7003",
+        description="gRPC, host:port. Loopback: whoever reaches it is trusted, so open it to neighbours only.",
     )
     database_url: str = Field(
         "sqlite:///billing.sqlite3",

@@ -97,6 +97,8 @@ class Line:
         await self._send(Message(kind, self.slot, fields))
 
     async def _send(self, packet: Packet) -> None:
+        if self.failure.done():
+            raise self.failure.result()
         try:
             await self.pipe.send(packet)
         except OSError:
@@ -117,14 +119,14 @@ class Line:
     def died(self, failure: SessionFailedError) -> None:
         self.failure.set_result(failure)
         self.closed.set()
+        self._window.release()  # who waits in `feed` is told
 
     def hangs(self, after_s: float) -> bool:
-        """Whether input flows into a session that had output and has none any more."""
-        now_s = self._now()
-        flows = self._feeding or now_s - self._fed_at_s < FLOWS_WITHIN_S
-        if self._output_at_s is None or not flows:
+        """Whether input flowed for so long into a session that had output before, and nothing came."""
+        if self._output_at_s is None:
             return False
-        return now_s - max(self._output_at_s, self._flowing_since_s) > after_s
+        newest_input_s = self._now() if self._feeding else self._fed_at_s
+        return newest_input_s - max(self._output_at_s, self._flowing_since_s) > after_s
 
 
 class Supervisor:

@@ -25,14 +25,14 @@ from protos.events.v1.events_pb2 import (
     Slot,
 )
 from protos.router.v1 import router_pb2 as router
-from services.common.bus import Bus, connect
+from services.common.bus import Bucket, Bus, connect
 from services.common.errors import (
     ExhaustedError,
     InvalidError,
     NotFoundError,
     UnavailableError,
 )
-from services.common.grpc_client import stream
+from services.common.grpc_client import call, channel, stream
 from services.common.lifecycle import background
 from services.common.topology import RUNNERS, SLOTS
 from services.router import fleet, slots
@@ -200,7 +200,7 @@ async def test_states_follow_what_runners_say(bus: Bus, one: RouterClient) -> No
         for state, name in ((RUNNER_STATE_STARTING, "STARTING"), (RUNNER_STATE_DRAINING, "DRAINING")):
             runner.state = state
             await runner.beat()
-            await until(lambda name=name: _state_is(one, "a.0", name))
+            await until(partial(_state_is, one, "a.0", name))
         await runner.leave()
         await until(lambda: _gone(one, "a"))
 
@@ -268,7 +268,7 @@ async def test_a_caller_that_leaves_the_line_gets_nothing(bus: Bus, one: RouterC
 
 
 async def test_a_grant_cancelled_at_any_moment_gives_back(nats: NatsServer, bus: Bus) -> None:
-    """Below gRPC: once the server has sent the answer, only the caller knows whether it came, and releases."""
+    """Below gRPC: once its server has sent the answer, only the caller knows whether that came."""
     random = Random(7)
     async with connect(nats.url, "router") as own, fake_runner(bus, "a", slots=4):
         adverts, keys = await own.bucket(RUNNERS, 1), await own.bucket(SLOTS, 1)
@@ -326,7 +326,7 @@ async def test_refusals_say_why(bus: Bus, one: RouterClient) -> None:
             ({"exclude": ["a"]}, "excluded"),
         ):
             with pytest.raises(ExhaustedError) as refused:
-                await one.grant("s", "depth", **wish)  # type: ignore[arg-type]
+                await one.grant("s", "depth", **wish)
             assert (refused.value.reason, refused.value.details["why"]) == ("NO_CAPACITY", why)
         assert (await one.grant("s", "depth", region="eu", gpu_class="h100")).runner == "a"
 
@@ -348,8 +348,6 @@ async def test_refusals_say_why(bus: Bus, one: RouterClient) -> None:
     ],
 )
 async def test_bad_requests_name_the_field(one: RouterClient, request_: Any, field: str) -> None:
-    from services.common.grpc_client import call
-
     method = one.stub.Grant if isinstance(request_, router.GrantRequest) else one.stub.Release
     with pytest.raises(InvalidError) as refused:
         await call(method, request_, object, timeout_s=5)
@@ -359,8 +357,6 @@ async def test_bad_requests_name_the_field(one: RouterClient, request_: Any, fie
 async def test_capacity_adds_up_who_is_heard_and_the_newest_version_describes(
     bus: Bus, one: RouterClient
 ) -> None:
-    from services.common.grpc_client import call
-
     old = [PipelineOffer(name="depth", version="1.9", params_schema="old"), PipelineOffer(name="canny")]
     new = [PipelineOffer(name="depth", version="1.10", params_schema="new")]
     async with fake_runner(bus, "a", pipelines=old, slots=2), fake_runner(bus, "b", pipelines=new):
@@ -412,8 +408,6 @@ async def test_without_nats_nothing_is_known_and_on_its_return_what_was_held_is_
 async def test_a_write_whose_answer_was_lost_is_found_again(
     bus: Bus, one: RouterClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.common.bus import Bucket
-
     create, update = Bucket.create, Bucket.update
 
     async def create_unheard(self: Bucket, key: str, value: bytes, **options: Any) -> int:
@@ -471,14 +465,15 @@ def _environment(nats: NatsServer, **variables: str) -> dict[str, str]:
 
 
 async def test_sigterm_ends_the_process_with_status_0(nats: NatsServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.router"),
-        env=_environment(nats),
+        env=_environment(nats, SLUICE_ROUTER_LISTEN=address),
         stderr=asyncio.subprocess.PIPE,
     )
-    async with connect(nats.url, "test"), asyncio.timeout(15):
-        await asyncio.sleep(2.0)
-        assert process.returncode is None
+    async with asyncio.timeout(15), channel(address) as open_channel:
+        await open_channel.channel_ready()
         process.send_signal(signal.SIGTERM)
         _, errors = await process.communicate()
     assert process.returncode == 0, errors

@@ -18,7 +18,9 @@ FRAME = 3000  # ticks at 30 fps
 START = 90_000
 
 
-def video(count: int, *, size: tuple[int, int] = (128, 96), start: int = START, every: int = 30) -> list[Media]:
+def video(
+    count: int, *, size: tuple[int, int] = (128, 96), start: int = START, every: int = 30
+) -> list[Media]:
     """`count` pictures of a moving bar at 30 fps, a key frame each `every`."""
     width, height = size
     encoder = VideoEncoder(width, height, 500_000)
@@ -47,6 +49,7 @@ class EngineChild:
     def __init__(self, process: subprocess.Popen[bytes], end: socket.socket) -> None:
         self.process = process
         self.said: list[Packet] = []
+        self._socket = end
         self._pipe = BlockingPipe(end)
         self._packets = self._pipe.packets()
 
@@ -73,6 +76,9 @@ class EngineChild:
         packet = self.until(lambda one: isinstance(one, Message) and (one.type, one.slot) == (kind, slot))
         assert isinstance(packet, Message)
         return packet
+
+    def hang_up(self) -> None:
+        self._socket.close()
 
     def media(self) -> list[Media]:
         return [packet for packet in self.said if isinstance(packet, Media)]

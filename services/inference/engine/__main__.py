@@ -53,7 +53,7 @@ class Engine:
             os._exit(0)  # the supervisor has gone: there is nobody to work for
 
     def serve(self) -> None:
-        """Load everything, say so, then do what comes until the pipe ends. Raises what a `load` raised."""
+        """Load everything, say so, then do what comes until the pipe ends."""
         for name, pipeline in self._offered.items():
             self.send(Message("loading", -1, {"pipeline": name}))
             started_s = time.monotonic()
@@ -62,7 +62,7 @@ class Engine:
             for worker in workers:
                 worker.settled.wait()
                 if worker.problem is not None:
-                    raise worker.problem
+                    sys.exit(f"{name} does not load: {worker.problem}")
             self._free[name] = workers
             seconds = round(time.monotonic() - started_s, 3)
             self.send(Message("loading", -1, {"pipeline": name, "loaded_in_s": seconds}))
@@ -163,9 +163,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which closes the pipe
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure_logs("engine", arguments.log_format, arguments.log_level)
-    pipe = BlockingPipe(socket.socket(fileno=arguments.fd))
     names = [name.strip() for name in arguments.pipelines.split(",") if name.strip()]
-    Engine(pipe, [find(name) for name in names], arguments.slots).serve()
+    try:
+        offered = [find(name) for name in names]
+    except (ImportError, InvalidError) as error:
+        sys.exit(f"cannot offer {arguments.pipelines}: {error}")
+    pipe = BlockingPipe(socket.socket(fileno=arguments.fd))
+    Engine(pipe, offered, arguments.slots).serve()
     os._exit(0)  # the pipe ended; threads that are in the middle of a picture are not worth waiting for
 
 

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.errors import ConflictError, InvalidError
+from services.common.merge_patch import merge_patch
+from services.inference.params import CAPACITY, Fold, Patch
+
+VALUES = st.none() | st.integers(0, 5) | st.dictionaries(st.sampled_from("xy"), st.none() | st.integers(0, 5))
+PATCHES = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)
+
+
+@st.composite
+def revisions(draw: st.DrawFn) -> list[Patch]:
+    """Patches of distinct revisions above 1, some with a time, some missing."""
+    numbers = draw(st.lists(st.integers(2, 12), unique=True, max_size=8))
+    return [Patch(n, draw(PATCHES), draw(st.sampled_from([0, 0, 10, 20, 30]))) for n in sorted(numbers)]
+
+
+def folded(base: object, patches: list[Patch], pts: int) -> object:
+    for patch in patches:
+        if patch.due(pts):
+            base = merge_patch(base, patch.patch)
+    return base
+
+
+@given(st.data(), revisions())
+def test_any_order_and_repetition_gives_the_same_fold(data: st.DataObject, patches: list[Patch]) -> None:
+    base = {"a": 1, "b": {"x": 1}}
+    arrivals = data.draw(st.permutations(patches + patches))
+    fold = Fold(1, base)
+    pts, shown = 0, []
+    for patch in arrivals:
+        fold = fold.add(patch)
+        if data.draw(st.booleans()):  # frames go on meanwhile
+            pts += data.draw(st.integers(0, 12))
+            fold, fresh = fold.applied_at(pts)
+            shown += fresh
+    for last in sorted({pts, 15, 25, 40}):
+        if last < pts:
+            continue
+        fold, fresh = fold.applied_at(last)
+        shown += fresh
+        params, revision = fold.effective(last)
+        assert params == folded(base, patches, last)
+        assert revision == max([1, *(patch.revision for patch in patches if patch.due(last))])
+    assert sorted(shown) == [patch.revision for patch in patches]  # each was shown first once
+
+
+@given(revisions(), st.integers(0, 40))
+def test_asking_changes_nothing(patches: list[Patch], pts: int) -> None:
+    fold = Fold(1, {"a": 1})
+    for patch in patches:
+        fold = fold.add(patch)
+    before = fold.effective(pts)
+    after, _ = fold.applied_at(pts)
+    assert after.effective(pts) == before
+    assert after.applied_at(pts) == (after, ())
+
+
+def test_a_scheduled_patch_is_in_effect_from_its_picture_on() -> None:
+    fold = Fold(1, {"a": 1}).add(Patch(2, {"a": 2}, 100)).add(Patch(3, {"b": 3}))
+    assert fold.effective(99) == ({"a": 1, "b": 3}, 3)
+    fold, fresh = fold.applied_at(99)
+    assert fresh == (3,)
+    fold, fresh = fold.applied_at(100)
+    assert fresh == (2,)
+    assert fold.effective(100) == ({"a": 2, "b": 3}, 3)
+
+
+def test_a_revision_that_came_late_does_not_undo_a_newer_one() -> None:
+    fold, _ = Fold(1, {}).add(Patch(3, {"a": 3})).applied_at(0)
+    fold, fresh = fold.add(Patch(2, {"a": 2, "b": 2})).applied_at(0)
+    assert fresh == (2,)
+    assert fold.effective(0) == ({"a": 3, "b": 2}, 3)
+    assert fold.patches == ()  # without a gap there is nothing to keep apart
+
+
+def test_what_was_shown_stays_when_the_clock_steps_back() -> None:
+    fold, _ = Fold(1, {}).add(Patch(2, {"a": 2}, 100)).add(Patch(4, {"b": 4}, 100)).applied_at(100)
+    assert fold.effective(0) == ({"a": 2, "b": 4}, 4)
+
+
+def test_a_session_that_moved_has_scheduled_patches_below_its_base() -> None:
+    fold = Fold.starting(7, {"a": 7}, [Patch(5, {"b": 5}, 100), Patch(3, {"c": 3}, 50)])
+    assert fold.effective(0) == ({"a": 7}, 7)
+    fold, fresh = fold.add(Patch(8, {"b": 8})).applied_at(60)
+    assert fresh == (3, 8)
+    fold, fresh = fold.applied_at(100)
+    assert fresh == (5,)
+    assert fold == Fold(8, {"a": 7, "c": 3, "b": 8})
+
+
+def test_every_outcome_is_known_ahead() -> None:
+    fold = Fold(1, {"a": 1}).add(Patch(2, {"a": 2}, 100)).add(Patch(3, {"a": 3}, 50))
+    assert [params["a"] for params in fold.outcomes()] == [1, 3, 3]
+
+
+def test_a_gap_does_not_grow_without_a_bound() -> None:
+    fold = Fold(1, {})
+    for revision in range(3, CAPACITY + 100):
+        fold, _ = fold.add(Patch(revision, {"a": revision})).applied_at(0)
+    assert len(fold.patches) <= CAPACITY
+    assert fold.effective(0) == ({"a": CAPACITY + 99}, CAPACITY + 99)
+
+
+def test_too_many_that_wait_are_refused() -> None:
+    fold = Fold(1, {})
+    for revision in range(2, CAPACITY + 2):
+        fold = fold.add(Patch(revision, {}, 1000))
+    with pytest.raises(ConflictError) as refused:
+        fold.add(Patch(CAPACITY + 2, {}, 1000))
+    assert refused.value.reason == "TOO_MANY_SCHEDULED"
+
+
+def test_parameters_are_objects() -> None:
+    wrong: Any = [1]
+    with pytest.raises(InvalidError):
+        Fold(1, wrong)
+    with pytest.raises(InvalidError):
+        Fold(1, {}).add(Patch(2, wrong))

@@ -1,0 +1,290 @@
+"""The picture of the fleet: what each slot is taken for, as time passes and words arrive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from protos.events.v1.events_pb2 import (
+    RUNNER_STATE_DRAINING,
+    RUNNER_STATE_READY,
+    RUNNER_STATE_STARTING,
+    RUNNER_STATE_UNSPECIFIED,
+    Heartbeat,
+    PipelineOffer,
+    RunnerAdvert,
+    RunnerState,
+    Slot,
+    SlotClaim,
+)
+from services.common.bus import Entry
+from services.common.errors import UnavailableError
+from services.router.fleet import Fleet, slot_state
+from services.router.placement import RunnerId, SessionId, SlotState
+from services.router.settings import RouterSettings
+
+ADVERT = RunnerAdvert(runner="a", boot_id="b1", slots=2, pipelines=[PipelineOffer(name="depth", warm=True)])
+HELD = Slot(session="s", epoch=3)
+FREE = Slot(epoch=3)
+CLAIMS = [SlotClaim(slot=0, session="s", slot_epoch=3)]
+A = RunnerId("a")
+
+
+def beat(
+    state: RunnerState.ValueType = RUNNER_STATE_READY,
+    claims: list[SlotClaim] | None = None,
+    boot_id: str = "b1",
+) -> Heartbeat:
+    return Heartbeat(runner="a", boot_id=boot_id, state=state, claims=claims or [])
+
+
+@pytest.mark.parametrize(
+    ("value", "last", "heard", "settled", "state"),
+    [
+        (None, beat(), True, True, SlotState.READY),
+        (None, beat(), True, False, SlotState.READY),
+        (FREE, beat(), True, True, SlotState.READY),
+        (FREE, beat(claims=[SlotClaim(slot=1)]), True, True, SlotState.READY),
+        # held: either word is enough
+        (HELD, beat(), True, True, SlotState.HELD),
+        (FREE, beat(claims=CLAIMS), True, True, SlotState.HELD),
+        (None, beat(claims=CLAIMS), True, True, SlotState.HELD),
+        # not ready yet, or no more
+        (None, beat(RUNNER_STATE_STARTING), True, True, SlotState.STARTING),
+        (None, beat(RUNNER_STATE_UNSPECIFIED), True, True, SlotState.STARTING),
+        (None, beat(RUNNER_STATE_DRAINING), True, True, SlotState.DRAINING),
+        (HELD, beat(RUNNER_STATE_DRAINING, CLAIMS), True, True, SlotState.DRAINING),
+        # another process than the advert's
+        (None, beat(boot_id="b2"), True, True, SlotState.STARTING),
+        (HELD, beat(boot_id="b2"), True, True, SlotState.STARTING),
+        # silence is evidence only over a settled link, and never readiness
+        (None, beat(), False, True, SlotState.LOST),
+        (HELD, beat(claims=CLAIMS), False, True, SlotState.LOST),
+        (None, None, False, True, SlotState.LOST),
+        (None, beat(), False, False, SlotState.STARTING),
+        (HELD, beat(claims=CLAIMS), False, False, SlotState.HELD),
+        (None, beat(RUNNER_STATE_DRAINING), False, False, SlotState.DRAINING),
+        (None, None, False, False, SlotState.STARTING),
+    ],
+)
+def test_the_state_of_a_slot(
+    value: Slot | None, last: Heartbeat | None, heard: bool, settled: bool, state: SlotState
+) -> None:
+    found = slot_state(0, advert=ADVERT, value=value, beat=last, heard=heard, link_settled=settled)
+    assert found is state
+
+
+class World:
+    """A fleet whose link to NATS came up when the loop's time was 0, unless a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.link_up_since_s: float | None = 0.0
+        self.revision = 0
+        self.fleet = Fleet(RouterSettings(), self._healthy_for_s)
+        self.fleet._listening_since_s = 0.0
+        self.fleet.adverts.replace({})
+        self.fleet.slots.replace({})
+
+    def _healthy_for_s(self) -> float:
+        now_s = asyncio.get_running_loop().time()
+        return 0.0 if self.link_up_since_s is None else now_s - self.link_up_since_s
+
+    def entry(self, value: bytes) -> Entry:
+        self.revision += 1
+        return Entry(value, self.revision)
+
+    def advertise(self, advert: RunnerAdvert = ADVERT) -> None:
+        self.fleet.adverts.put(advert.runner, self.entry(advert.SerializeToString()))
+
+    def slot(self, key: str, value: Slot) -> None:
+        self.fleet.slots.put(key, self.entry(value.SerializeToString()))
+
+    def hear(self, heartbeat: Heartbeat) -> None:
+        self.fleet.hear(RunnerId(heartbeat.runner), heartbeat.SerializeToString())
+
+    @property
+    def states(self) -> list[str]:
+        return [candidate.state.value for candidate in self.fleet.candidates()]
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+@pytest.mark.looptime
+async def test_a_runner_is_ready_while_it_is_heard_and_lost_three_seconds_after(world: World) -> None:
+    world.advertise()
+    assert world.states == ["starting", "starting"]
+    await asyncio.sleep(10)
+    assert world.states == ["lost", "lost"]
+    world.hear(beat())
+    assert world.states == ["ready", "ready"]
+    await asyncio.sleep(2.9)
+    assert world.states == ["ready", "ready"]
+    world.hear(beat())
+    await asyncio.sleep(2.9)
+    assert world.states == ["ready", "ready"]
+    await asyncio.sleep(0.2)
+    assert world.states == ["lost", "lost"]
+
+
+@pytest.mark.looptime
+async def test_while_our_own_link_is_down_nobody_is_lost_and_nobody_is_granted(world: World) -> None:
+    world.advertise()
+    world.slot("a.0", HELD)
+    await asyncio.sleep(10)
+    world.hear(beat(claims=CLAIMS))
+    world.link_up_since_s = None
+    await asyncio.sleep(60)
+    assert world.states == ["held", "starting"]
+    world.link_up_since_s = asyncio.get_running_loop().time()
+    await asyncio.sleep(2.9)
+    assert world.states == ["held", "starting"]
+    await asyncio.sleep(0.2)
+    assert world.states == ["lost", "lost"]
+
+
+@pytest.mark.looptime
+async def test_a_restarted_runner_is_ready_when_advert_and_heartbeat_are_of_one_process(world: World) -> None:
+    world.advertise()
+    world.hear(beat(boot_id="b2"))
+    assert world.states == ["starting", "starting"]
+    world.advertise(RunnerAdvert(runner="a", boot_id="b2", slots=1))
+    assert world.states == ["ready"]
+
+
+@pytest.mark.looptime
+async def test_the_view_never_goes_back_behind_what_was_written_here(world: World) -> None:
+    world.advertise()
+    world.hear(beat())
+    stale = world.entry(FREE.SerializeToString())
+    world.slot("a.0", HELD)
+    world.fleet.slots.put("a.0", stale)
+    assert world.states == ["held", "ready"]
+    assert world.fleet.held_by(SessionId("s")) == ("a.0",)
+
+
+@pytest.mark.looptime
+async def test_a_resynchronised_view_replaces_what_was_missed(world: World) -> None:
+    world.advertise()
+    world.hear(beat())
+    world.slot("a.0", HELD)
+    world.fleet.slots.replace({"a.1": world.entry(Slot(session="t", epoch=1).SerializeToString())})
+    assert world.states == ["ready", "held"]
+    assert world.fleet.held_by(SessionId("s")) == ()
+    assert world.fleet.held_by(SessionId("t")) == ("a.1",)
+    world.fleet.adverts.replace({})
+    assert world.states == []
+
+
+@pytest.mark.looptime
+async def test_a_slot_that_is_being_taken_here_is_offered_to_nobody_else(world: World) -> None:
+    world.advertise()
+    world.hear(beat())
+    first, _ = world.fleet.candidates()
+    with world.fleet.claimed_here(first):
+        assert world.states == ["held", "ready"]
+        assert world.fleet.candidates()[1].load == 0.5
+    assert world.states == ["ready", "ready"]
+
+
+@pytest.mark.looptime
+async def test_holdings_are_those_on_runners_that_are_heard(world: World) -> None:
+    world.advertise()
+    world.slot("a.1", HELD)
+    world.slot("gone.0", HELD)
+    assert world.fleet.holdings(SessionId("s")) == []
+    world.hear(beat())
+    assert [candidate.slot for candidate in world.fleet.holdings(SessionId("s"))] == [1]
+    assert world.fleet.held_by(SessionId("s")) == ("a.1", "gone.0")
+
+
+@pytest.mark.looptime
+async def test_the_fleet_is_known_after_two_seconds_of_listening_and_again_after_a_reconnection(
+    world: World,
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as group:
+        time = group.create_task(world.fleet.keep_time())
+        await world.fleet.until_known()
+        assert 2.0 <= loop.time() <= 2.3
+        await world.fleet.until_known()
+        assert loop.time() <= 2.3
+        world.link_up_since_s = None
+        with pytest.raises(UnavailableError) as refused:
+            await world.fleet.until_known()
+        assert refused.value.reason == "FLEET_UNKNOWN"
+        assert not world.fleet.linked
+        world.link_up_since_s = loop.time()
+        await world.fleet.until_known()
+        time.cancel()
+
+
+@pytest.mark.looptime
+async def test_changes_by_time_alone_are_told(world: World) -> None:
+    world.advertise()
+    world.hear(beat())
+    await asyncio.sleep(3.5)
+    world.hear(beat())
+    assert world.states == ["ready", "ready"]
+    async with asyncio.TaskGroup() as group:
+        time = group.create_task(world.fleet.keep_time())
+        await asyncio.sleep(0.1)
+        version = world.fleet.changed.version
+        for _ in range(5):
+            world.hear(beat())
+            await asyncio.sleep(1)
+        assert world.fleet.changed.version == version  # the same word again is no news
+        await asyncio.wait_for(world.fleet.changed.newer_than(version), 2.3)
+        assert world.states == ["lost", "lost"]
+        time.cancel()
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        lambda world: world.fleet.hear(A, b"\xff\xff"),
+        lambda world: world.fleet.hear(A, Heartbeat(runner="b").SerializeToString()),
+        lambda world: world.fleet.adverts.put("a", world.entry(b"\xff\xff")),
+        lambda world: world.fleet.adverts.put("a", world.entry(RunnerAdvert(runner="b").SerializeToString())),
+        lambda world: world.fleet.slots.put("nonsense", world.entry(b"")),
+    ],
+)
+async def test_what_makes_no_sense_is_refused(world: World, nonsense: Callable[[World], None]) -> None:
+    nonsense(world)
+    assert world.states == []
+    assert world.fleet.age_s(A) is None
+
+
+@pytest.mark.looptime
+async def test_who_is_silent_for_ten_minutes_over_a_sound_link_is_gone(world: World) -> None:
+    world.advertise()
+    world.hear(beat())
+    world.slot("left.0", FREE)
+    await asyncio.sleep(300)
+    world.hear(beat())
+    await asyncio.sleep(301)
+    assert world.fleet.gone() == ["left"]
+    world.link_up_since_s = asyncio.get_running_loop().time()
+    await asyncio.sleep(599)
+    assert world.fleet.gone() == []
+    await asyncio.sleep(2)
+    assert set(world.fleet.gone()) == {"a", "left"}
+    world.advertise()  # it came back and has not beaten yet
+    assert world.fleet.gone() == ["left"]
+
+
+@pytest.mark.looptime
+async def test_heartbeats_of_the_long_silent_are_forgotten(world: World) -> None:
+    world.hear(beat())
+    await asyncio.sleep(599)
+    assert world.states == []
+    world.fleet.forget_silent()
+    assert world.fleet.age_s(A) == pytest.approx(599)
+    await asyncio.sleep(2)
+    world.fleet.forget_silent()
+    assert world.fleet.age_s(A) is None
