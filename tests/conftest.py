@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
+import structlog
+
 
 def pytest_configure() -> None:
     # pytest-asyncio 1.5 asks for the main thread's loop, and Python 3.11 makes one then, which nobody closes:
     # a ResourceWarning, and so a failed run, as soon as a test that is not async comes first.
     asyncio.set_event_loop(None)
+    # structlog's own default draws a traceback with every local in it: seconds in which the event loop stands
+    # still, on a busy machine enough for NATS to drop the connection.
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.dev.ConsoleRenderer(
+                colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
+    )

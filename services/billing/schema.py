@@ -193,7 +193,7 @@ def engine(url: str) -> Engine:
         raise _unusable(f"the ledger is kept in SQLite; {parsed.get_backend_name()!r} is not supported")
     if parsed.database in {None, "", ":memory:"}:
         raise _unusable("the ledger needs a file: sqlite:///<path>")
-    database = create_engine(parsed, pool_size=1, max_overflow=0)
+    database = create_engine(parsed, pool_size=1, max_overflow=0, hide_parameters=True)
 
     @event.listens_for(database, "connect")
     def configure(connection: Any, _: ConnectionPoolEntry) -> None:

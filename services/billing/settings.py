@@ -28,7 +28,7 @@ class BillingSettings(ServiceSettings):
 
     listen: str = Field(
         "127.0.0.1:7003",
-        description="gRPC, host:port. Loopback: whoever reaches it is trusted, so open it to neighbours only.",
+        description="gRPC, host:port. Loopback: whoever reaches it is trusted, so open it to neighbours.",
     )
     database_url: str = Field(
         "sqlite:///billing.sqlite3",

@@ -8,6 +8,7 @@ publish that timed out may have been stored.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -20,8 +21,15 @@ import nats.js.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import ConsumerConfig, DeliverPolicy, KeyValueConfig, StorageType, StreamConfig
-from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
+from nats.js.api import (
+    ConsumerConfig,
+    DeliverPolicy,
+    KeyValueConfig,
+    RawStreamMsg,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.kv import KV_DEL, KV_MARKER_REASON, KV_OP, KV_PURGE, KeyValue
 from prometheus_client import Counter
 
 from services.common.errors import ConflictError, InvalidError, SluiceError, UnavailableError
@@ -38,6 +46,7 @@ REQUEST_TIMEOUT_S: Final = 3.0
 RESYNC_S: Final = 30.0  # a view is rebuilt so often even if nothing says that it went stale
 WATCHER_LINGERS_S: Final = 5.0  # the server forgets a watcher that left; nats-py would keep it 5 minutes
 ATTEMPTS: Final = 20  # of a read-modify-compare-and-set before it is given up as contention
+KEY: Final = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 KEY_MAX_BYTES: Final = 512 * 1024
 
 
@@ -169,6 +178,11 @@ class Bus:
             ack = await self._jetstream.publish(subject, payload, headers=headers, msg_ttl=ttl_s)
         return int(ack.seq)
 
+    async def newest(self, stream: str, subject: str) -> RawStreamMsg:
+        """The last message on `subject`, asked of the stream's leader."""
+        self._require_link()
+        return await self._jetstream.get_last_msg(stream, subject)
+
     def _require_link(self) -> None:
         if not self._client.is_connected:
             raise UnavailableError("NATS is not reachable", reason="NATS_UNREACHABLE")
@@ -183,20 +197,39 @@ class Bucket:
         self._kv = kv
 
     async def get(self, key: str) -> Entry | None:
-        self._bus._require_link()  # noqa: SLF001 - one module, two classes
+        newest = await self._newest(key)
+        return newest if isinstance(newest, Entry) else None
+
+    async def _newest(self, key: str) -> Entry | int:
+        """What `key` holds, or the revision of what marks it as gone, 0 for a key that never was.
+
+        By hand, because nats-py knows no marker of an expired key: it reads one as an empty value.
+        """
+        if not KEY.fullmatch(key):
+            raise InvalidError(f"no key of a bucket: {key!r}")
         with _translated(f"read {self.name}"):
             try:
-                entry = await self._kv.get(key)
-            except (nats.js.errors.KeyDeletedError, nats.js.errors.KeyNotFoundError):
-                return None
-        assert entry.revision is not None
-        return Entry(entry.value or b"", entry.revision)
+                message = await self._bus.newest(f"KV_{self.name}", f"$KV.{self.name}.{key}")
+            except nats.js.errors.NotFoundError:
+                return 0
+        revision = message.seq or 0
+        if message.headers and (KV_OP in message.headers or KV_MARKER_REASON in message.headers):
+            return revision
+        return Entry(message.data or b"", revision)
 
     async def create(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
         """Create `key`. Raises ConflictError if it exists. With a TTL, renew it by `renew` only."""
-        self._bus._require_link()  # noqa: SLF001
-        with _translated(f"create in {self.name}", bucket=self.name):
-            return await self._kv.create(key, value, msg_ttl=ttl_s)
+        self._bus._require_link()  # noqa: SLF001 - one module, two classes
+        try:
+            with _translated(f"create in {self.name}", bucket=self.name):
+                return await self._kv.create(key, value, msg_ttl=ttl_s)
+        except ConflictError:
+            newest = await self._newest(key)
+            if isinstance(newest, Entry):
+                raise
+        if ttl_s is None:  # nothing is there but the marker of an expired key
+            return await self.update(key, value, newest)
+        return await self.renew(key, value, newest, ttl_s)
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
         """Replace the value if `revision` is still the newest. Raises ConflictError otherwise."""
@@ -249,9 +282,10 @@ class Bucket:
             fresh: dict[str, Entry] | None = {}
             deadline_s = time.monotonic() + RESYNC_S
             while self._bus.generation.version == generation and time.monotonic() < deadline_s:
-                try:
-                    update = await watcher.updates(timeout=0.5)
-                except (TimeoutError, nats.errors.TimeoutError):
+                try:  # not `watcher.updates`: its wait_for swallows a cancellation that comes with news
+                    async with asyncio.timeout(0.5):
+                        update = await anext(watcher)
+                except TimeoutError:
                     continue
                 if update is None:  # the end of what was there already
                     if fresh is not None:
@@ -352,5 +386,5 @@ async def connect(url: str, name: str) -> AsyncIterator[Bus]:
         yield bus
     finally:
         bus = None  # a connection that we close is not one that we lost
-        with suppress(nats.errors.Error, TimeoutError):
+        with suppress(nats.errors.Error, TimeoutError, OSError):  # of a server that is gone
             await asyncio.wait_for(client.close(), 2.0)

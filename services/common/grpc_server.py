@@ -47,6 +47,7 @@ async def serve_grpc(
             ("grpc.keepalive_timeout_ms", 3_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.max_connection_age_ms", 300_000),  # so that clients look for new pods; open streams go on
         ],
     )
     register(server)

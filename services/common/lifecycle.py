@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Final
 
 import uvloop
 
 from services.common.errors import UnavailableError
+
+CANCEL_AGAIN_S: Final = 2.0  # longer than a clean-up takes
 
 
 class LoopEndedError(RuntimeError):
@@ -30,13 +33,21 @@ async def background(**loops: Coroutine[object, object, None]) -> AsyncIterator[
             yield
         finally:
             for task in tasks:
-                task.cancel()
                 task.add_done_callback(partial(_close, loops[task.get_name()]))
+            await _cancel(tasks)
 
 
 def _close(work: Coroutine[object, object, None], _: asyncio.Task[None]) -> None:
     """Close a coroutine whose task was cancelled before its first step: Python would warn of it."""
     work.close()
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel until they end: `asyncio.wait_for` of Python 3.11 may swallow one, and nats-py is full of it."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 async def _forever(name: str, loop: Coroutine[object, object, None]) -> None:
@@ -76,8 +87,7 @@ class Bulkhead:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for task in self._tasks.values():
-            task.cancel()
+        await _cancel(tuple(self._tasks.values()))
         await self._group.__aexit__(None, None, None)
 
     def __contains__(self, key: str) -> bool:

@@ -134,7 +134,9 @@ def configure_logs(service: str, log_format: str, level: str) -> None:
 
     people = log_format == "console"
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
+        structlog.dev.ConsoleRenderer(
+            colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+        )
         if people
         else structlog.processors.JSONRenderer()
     )
@@ -144,7 +146,9 @@ def configure_logs(service: str, log_format: str, level: str) -> None:
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if people else "iso", utc=not people),
     ]
     if not people:
-        shared += [add_context, structlog.processors.dict_tracebacks]
+        # No locals: they hold keys and secrets.
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared += [add_context, structlog.processors.ExceptionRenderer(tracebacks)]
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),

@@ -55,7 +55,7 @@ class Announcer:
             log.warning("events were lost", waiting=len(self._waiting))
 
     async def run(self, session: ClientSession) -> None:
-        """A loop for `background`; a bridge that cannot be reached is tried again, one that is gone is not."""
+        """A loop for `background`; a bridge that cannot be reached is tried again, a closed one is not."""
         while True:
             try:
                 publisher = Publisher(session, self._url, start=NEXT, content_type="application/json")

@@ -1,4 +1,4 @@
-"""Packets that wait between two tasks, bounded: in complete delivery who puts waits, in live delivery packets go."""
+"""Packets that wait between two tasks, bounded: complete delivery makes who puts wait, live drops."""
 
 from __future__ import annotations
 

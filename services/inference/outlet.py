@@ -1,4 +1,4 @@
-"""Writes what comes back from the engine to the bridge: MPEG-TS, cut into trickle segments where readers can start."""
+"""Writes what the engine gives to the bridge: MPEG-TS, cut into trickle segments where readers can start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cuts(begun_pts: int, packet: Media) -> bool:
 
 
 class Outlet:
-    """Publishes `packets` until they end. A segment that breaks is given up, and a key frame begins the next."""
+    """Publishes `packets` until they end. A segment that breaks is given up; a key frame begins the next."""
 
     def __init__(
         self,

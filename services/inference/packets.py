@@ -1,7 +1,7 @@
 """The pipe between supervisor and engine: framed packets, media in binary and everything else in JSON.
 
-A frame is a big-endian u32 length, a kind byte and a body; the length counts kind and body. Encoding and decoding
-do no I/O; `Pipe` is the supervisor's end (asyncio), `BlockingPipe` the engine's (threads).
+A frame is a big-endian u32 length, a kind byte and a body; the length counts kind and body. Encoding and
+decoding do no I/O; `Pipe` is the supervisor's end (asyncio), `BlockingPipe` the engine's (threads).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which parameters are in effect at a frame: the fold of the due patches, in order of revision. Pure.
 
-The rule it keeps: revisions may arrive in any order and more than once, and the outcome is the same. A patch that
-was in effect once stays so, wherever the clock goes.
+The rule it keeps: revisions may arrive in any order and more than once, and the outcome is the same. A patch
+that was in effect once stays so, wherever the clock goes.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Final
 
@@ -83,11 +84,14 @@ class Presence:
     async def beat(self, bus: Bus) -> None:
         """A loop for `background`."""
         while True:
+            version = self._slots.changed.version
             await bus.publish(heartbeat(self._name), self.heartbeat().SerializeToString())
-            await asyncio.sleep(HEARTBEAT_S)
+            with suppress(TimeoutError):  # sooner when a slot was taken or given back: routers wait for that
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._slots.changed.newer_than(version)
 
     async def advertise(self, bus: Bus) -> None:
-        """Write the advert when the engine is ready and again when NATS came back: a loop for `background`."""
+        """Write the advert when the engine is ready, and again when NATS came back: for `background`."""
         while not self._supervisor.ready:
             await self._supervisor.offers.newer_than(self._supervisor.offers.version)
         while True:

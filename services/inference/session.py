@@ -133,9 +133,11 @@ class Session:
             state, reason = self.stopped
             raise
         finally:
-            if self._line is not None:
-                await self._supervisor.close(self._line)
-            self._end(state, reason, message)
+            try:
+                if self._line is not None:
+                    await self._supervisor.close(self._line)
+            finally:
+                self._end(state, reason, message)
 
     async def reports(self, every_s: float) -> AsyncIterator[Report]:
         """The report now, whenever it changes, and at least every `every_s`; ends with a terminal one."""
@@ -158,7 +160,7 @@ class Session:
         log.info("session ended", state=state.name, reason=reason, message=message)
 
     async def update(self, patch: Patch, fold: Fold) -> None:
-        """Take a revision in; `fold` is the session's with it. Raises NotFoundError when the session just ended."""
+        """Take a revision in; `fold` is the session's with it. Raises NotFoundError when it just ended."""
         self.fold = fold
         if self._line is None:
             return  # it will be part of the opening
@@ -290,8 +292,11 @@ class Session:
         self._input.finish()
 
     async def _take_in(self, segment: ReceivedSegment) -> None:
-        if segment.lost and self.assignment.live:
-            self._input.skip_to_keyframe()
+        if segment.lost:
+            DROPPED.labels("input_segments").inc(segment.lost)
+            log.warning("input segments were lost", count=segment.lost)
+            if self.assignment.live:
+                self._input.skip_to_keyframe()
         async for data in segment:
             units = self._demuxer.feed(data)
             now_s = self._now()
@@ -370,4 +375,4 @@ def _first(failures: BaseExceptionGroup[SessionFailedError]) -> SessionFailedErr
 
 
 async def _raises(failure: asyncio.Future[SessionFailedError]) -> None:
-    raise await failure
+    raise await asyncio.shield(failure)  # a wait that is cancelled would cancel the future too

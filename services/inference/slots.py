@@ -11,7 +11,8 @@ from typing import Final
 import structlog
 from prometheus_client import Gauge
 
-from services.common.errors import ConflictError, InvalidError, NotFoundError
+from services.common.errors import ConflictError, DeadlineExceededError, InvalidError, NotFoundError
+from services.common.latest import Latest
 from services.common.lifecycle import Bulkhead
 from services.common.telemetry import report_bug
 from services.inference.params import Patch
@@ -22,11 +23,12 @@ from services.inference.validation import applies, check
 
 log = structlog.get_logger()
 
+UNWIND_S: Final = 2.0  # for a cancelled session, beside what the engine may take
 SESSIONS: Final = Gauge("sluice_runner_sessions", "Sessions in the slots of this runner.")
 
 
 class Slots:
-    """The sessions of this runner. Leaving the block ends them; each slot remembers its last session until the next."""
+    """The sessions of this runner. Leaving the block ends them; a slot remembers its last until the next."""
 
     def __init__(self, settings: InferenceSettings, supervisor: Supervisor) -> None:
         self._settings = settings
@@ -36,6 +38,7 @@ class Slots:
         self._epochs: dict[int, int] = {}  # the highest seen, by slot
         self._bulkhead = Bulkhead(self._broken)
         self.draining = False
+        self.changed = Latest(None)  # which sessions live
 
     async def __aenter__(self) -> Slots:
         await self._bulkhead.__aenter__()
@@ -52,8 +55,8 @@ class Slots:
     def attach(self, of: Assignment) -> None:
         """Start a session; the same (session, session epoch) again changes nothing.
 
-        Raises InvalidError, NotFoundError UNKNOWN_PIPELINE, and ConflictError STALE_EPOCH, SLOT_OCCUPIED, NOT_READY
-        or DRAINING.
+        Raises InvalidError, NotFoundError UNKNOWN_PIPELINE, and ConflictError STALE_EPOCH, SLOT_OCCUPIED,
+        NOT_READY or DRAINING.
         """
         if not 0 <= of.slot < self._settings.slots:
             raise InvalidError("this runner has no such slot", field="slot", slots=self._settings.slots)
@@ -78,7 +81,10 @@ class Slots:
         self._tasks[of.slot] = self._bulkhead.start(_key(of), self._run(session))
 
     async def update(self, session_id: str, slot_epoch: int, patch: Patch) -> str:
-        """Take a revision in; returns how it will take effect. Raises InvalidError, NotFoundError, ConflictError."""
+        """Take a revision in; returns how it will take effect.
+
+        Raises InvalidError, NotFoundError, ConflictError.
+        """
         session = self.find(session_id, slot_epoch)
         if session.report.value.state.terminal:
             raise NotFoundError("the session has ended", reason="SESSION_ENDED", session=session_id)
@@ -98,7 +104,10 @@ class Slots:
             return
         session.stopped = (State.DETACHED, reason)
         self._bulkhead.cancel(_key(session.assignment))
-        await asyncio.wait([self._tasks[session.assignment.slot]])
+        task = self._tasks[session.assignment.slot]
+        await asyncio.wait([task], timeout=self._settings.detach_timeout_s + UNWIND_S)
+        if not task.done():
+            raise DeadlineExceededError("the session does not end", session=session_id)
         session.ended()
 
     def find(self, session_id: str, slot_epoch: int) -> Session:
@@ -134,10 +143,12 @@ class Slots:
                 "session attached", pipeline=of.pipeline, epoch=of.session_epoch, slot_epoch=of.slot_epoch
             )
             SESSIONS.inc()
+            self.changed.set(None)
             try:
                 await session.run()
             finally:
                 SESSIONS.dec()
+                self.changed.set(None)
 
     def _broken(self, key: str, error: Exception) -> None:
         report_bug("session", error, session=key)

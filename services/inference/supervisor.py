@@ -102,7 +102,7 @@ class Line:
         try:
             await self.pipe.send(packet)
         except OSError:
-            raise await self.failure from None  # the supervisor is finding out why
+            raise await asyncio.shield(self.failure) from None  # the supervisor is finding out why
 
     def dispatch(self, packet: Packet) -> None:
         if isinstance(packet, Media):

@@ -8,6 +8,7 @@ One event loop owns it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ class Fleet:
         self._known = False
         self._pictures: dict[RunnerId, RunnerPicture] = {}
         self._candidates: dict[RunnerId, tuple[Candidate, ...]] = {}
-        self._all: tuple[Candidate, ...] = ()
+        self._all: tuple[Candidate, ...] | None = ()  # None: to be made again
 
     # --- what comes in
 
@@ -249,6 +250,8 @@ class Fleet:
     def candidates(self) -> Sequence[Candidate]:
         """Every slot of every advertised runner."""
         self._refresh()
+        if self._all is None:
+            self._all = tuple(itertools.chain.from_iterable(self._candidates.values()))
         return self._all
 
     def runners(self) -> Collection[RunnerPicture]:
@@ -335,7 +338,7 @@ class Fleet:
             for runner in self._dirty:
                 self._picture(runner)
             self._dirty.clear()
-            self._all = tuple(slot for slots in self._candidates.values() for slot in slots)
+            self._all = None
         if news:
             self.changed.set(None)
 
@@ -391,7 +394,7 @@ class Fleet:
         return SlotPicture(slot, state, SessionId(session), epoch)
 
     def _measure(self) -> None:
-        slots = [candidate.state for candidate in self._all]
+        slots = [candidate.state for candidate in self.candidates()]
         first = [picture.slots[0].state for picture in self._pictures.values() if picture.slots]
         for state in SlotState:
             SLOTS.labels(state.value).set(slots.count(state))

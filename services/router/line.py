@@ -117,14 +117,15 @@ class Line:
 
     def _offer(self) -> None:
         """Try for everybody, the first first; equal wishes are refused alike without looking again."""
+        waiting = [waiter for waiter in self._waiters if self._idle(waiter)]
+        if not waiting or not self._fleet.linked:
+            return  # without a link nothing could be written; on its return everybody is offered again
         refused: dict[tuple[Requirements, frozenset[RunnerId]], Refusal] = {}
         known = self._fleet.known
-        if not self._fleet.linked:
-            return  # nothing could be written; on its return everybody is offered again
-        for waiter in tuple(self._waiters):
+        for waiter in waiting:
             wanted = waiter.wanted
-            if waiter.answer.done() or wanted.session in self._claiming:
-                continue
+            if wanted.session in self._claiming:
+                continue  # by another call for the same session
             holds = self._fleet.held_by(wanted.session)
             own = self._own(wanted) if holds else None
             if holds and own is None and not known:
@@ -138,6 +139,10 @@ class Line:
                 refused[wish] = waiter.refusal = choice
                 if known:
                     self._refuse(waiter)
+
+    def _idle(self, waiter: _Waiter) -> bool:
+        """Whether nothing is being done for it now."""
+        return not waiter.answer.done() and waiter.wanted.session not in self._claiming
 
     def _own(self, wanted: Wanted) -> Candidate | None:
         """The slot that the session holds already, if it fits."""
@@ -171,6 +176,7 @@ class Line:
                 await self._give_back(granted)
             else:
                 waiter.answer.set_result(granted)
+                log.info("slot granted", session=session, runner=granted.runner, slot=granted.slot)
         except Exception as error:  # noqa: BLE001 - it is the caller's, who may have left
             if not waiter.answer.done():
                 waiter.answer.set_exception(error)
@@ -218,9 +224,8 @@ class Line:
             self._expire(waiter)
 
     def _expire(self, waiter: _Waiter) -> None:
-        if waiter.answer.done() or waiter.wanted.session in self._claiming:
-            return  # the end of the claim decides
-        waiter.answer.set_exception(self._exhausted(waiter) if self._fleet.known else fleet_unknown())
+        if self._idle(waiter):  # else the end of the claim decides
+            waiter.answer.set_exception(self._exhausted(waiter) if self._fleet.known else fleet_unknown())
 
     def _exhausted(self, waiter: _Waiter) -> ExhaustedError:
         pipeline = waiter.wanted.requirements.pipeline

@@ -7,7 +7,7 @@ few, because routers that all take the first one race for it (`tests/contract/te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -48,8 +48,8 @@ class Requirements:
     def match(self, candidate: Candidate) -> bool:
         """Whether the place fits, whatever pipelines it has and whoever holds it."""
         return (
-            self.region in {"", candidate.region}
-            and self.gpu_class in {"", candidate.gpu_class}
+            (not self.region or self.region == candidate.region)
+            and (not self.gpu_class or self.gpu_class == candidate.gpu_class)
             and self.labels <= candidate.labels
         )
 
@@ -70,7 +70,7 @@ class Candidate:
 
 
 def choose(
-    fleet: Iterable[Candidate],
+    fleet: Collection[Candidate],
     requirements: Requirements,
     *,
     exclude: frozenset[RunnerId],
@@ -78,20 +78,33 @@ def choose(
     random: Random,
 ) -> Candidate | Refusal:
     """Draw one of the `among` best READY slots that fit, or say which sieve let nothing through."""
+    pipeline = requirements.pipeline
+    fits = [
+        candidate
+        for candidate in fleet
+        if candidate.state is SlotState.READY  # first, for it costs least and refuses most
+        and pipeline in candidate.offered
+        and candidate.runner not in exclude
+        and requirements.match(candidate)
+    ]
+    if not fits:
+        return _refusal(fleet, requirements, exclude)
+    warm = [candidate for candidate in fits if pipeline in candidate.warm]
+    return random.choice(_least_loaded(warm or fits, among, random))
+
+
+def _refusal(
+    fleet: Collection[Candidate], requirements: Requirements, exclude: frozenset[RunnerId]
+) -> Refusal:
     offering = [candidate for candidate in fleet if requirements.pipeline in candidate.offered]
     if not offering:
         return Refusal.UNKNOWN_PIPELINE
     matching = [candidate for candidate in offering if requirements.match(candidate)]
     if not matching:
         return Refusal.NO_MATCH
-    allowed = [candidate for candidate in matching if candidate.runner not in exclude]
-    if not allowed:
+    if all(candidate.runner in exclude for candidate in matching):
         return Refusal.EXCLUDED
-    ready = [candidate for candidate in allowed if candidate.state is SlotState.READY]
-    if not ready:
-        return Refusal.NOTHING_FREE
-    warm = [candidate for candidate in ready if requirements.pipeline in candidate.warm]
-    return random.choice(_least_loaded(warm or ready, among, random))
+    return Refusal.NOTHING_FREE
 
 
 def _least_loaded(candidates: Sequence[Candidate], count: int, random: Random) -> Sequence[Candidate]:

@@ -99,6 +99,7 @@ class Slots:
             everything = await self._read_all()
             keys = tuple(key for key, entry in everything.items() if _slot(entry).session == session)
             released = await self._free_all(keys, session)
+        log.info("slots released", session=session, count=released)
         return released
 
     async def forget_gone(self) -> None:

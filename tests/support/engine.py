@@ -24,13 +24,13 @@ def video(
     """`count` pictures of a moving bar at 30 fps, a key frame each `every`."""
     width, height = size
     encoder = VideoEncoder(width, height, 500_000)
-    packets = []
+    packets: list[Media] = []
     for index in range(count):
         rgb = np.full((height, width, 3), 60, np.uint8)
         left = index * 4 % (width - 8)
         rgb[:, left : left + 8] = (200, 80, 40)
-        for unit in encoder.encode(rgb, start + index * FRAME, keyframe=index % every == 0):
-            packets.append(Media(0, unit.pts, unit.dts, unit.keyframe, unit.data))
+        units = encoder.encode(rgb, start + index * FRAME, keyframe=index % every == 0)
+        packets += [Media(0, unit.pts, unit.dts, unit.keyframe, unit.data) for unit in units]
     return packets
 
 
@@ -49,6 +49,7 @@ class EngineChild:
     def __init__(self, process: subprocess.Popen[bytes], end: socket.socket) -> None:
         self.process = process
         self.said: list[Packet] = []
+        self._open: set[int] = set()
         self._socket = end
         self._pipe = BlockingPipe(end)
         self._packets = self._pipe.packets()
@@ -61,6 +62,7 @@ class EngineChild:
         self.send(Message(kind, slot, fields))
 
     def open(self, pipeline: str, *, live: bool = False, slot: int = 0, **fields: object) -> None:
+        self._open.add(slot)
         opening = {"pipeline": pipeline, "revision": 1, "params": {}, "scheduled": [], "live": live}
         self.say("open", slot, **{**opening, **fields})
 
@@ -68,6 +70,8 @@ class EngineChild:
         """Read on until `wanted`. Raises TimeoutError, or EOFError when the engine ends."""
         for packet in self._packets:
             self.said.append(packet)
+            if isinstance(packet, Message) and packet.type == "closed":
+                self._open.remove(packet.slot)
             if wanted(packet):
                 return packet
         raise EOFError("the engine has ended")
@@ -76,6 +80,17 @@ class EngineChild:
         packet = self.until(lambda one: isinstance(one, Message) and (one.type, one.slot) == (kind, slot))
         assert isinstance(packet, Message)
         return packet
+
+    def close(self, slot: int = 0) -> None:
+        """Wait until the slot is free, which it may be already."""
+        self.say("close", slot)
+        if slot in self._open:
+            self.until_said("closed", slot)
+
+    def close_all(self) -> None:
+        for slot in sorted(self._open):
+            self.close(slot)
+        self.said.clear()
 
     def hang_up(self) -> None:
         self._socket.close()

@@ -1,10 +1,10 @@
-"""Pipelines as authors write them, each for one property of the engine; loaded as `tests.support.pipelines:Slow`."""
+"""Pipelines as authors write them, each for one property of the engine: `tests.support.pipelines:Slow`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ class Slow(Pipeline):
     """Takes a known time."""
 
     name, version, description = "slow", "1.0", "Sleeps, then returns the frame."
-    params = {"ms": Param(default=100, help="How long.", minimum=0, maximum=60_000)}
+    params: ClassVar = {"ms": Param(default=100, help="How long.", minimum=0, maximum=60_000)}
 
     def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
         time.sleep(params["ms"] / 1000)
@@ -27,7 +27,7 @@ class Grey(Pipeline):
 
     name, version, description = "grey", "1.0", "A flat picture whose level is a parameter."
     slots_per_engine = 2
-    params = {
+    params: ClassVar = {
         "level": Param(default=40, help="Of the picture.", minimum=0, maximum=255),
         "boost": Param(default=0, help="Added, after a reload.", minimum=0, maximum=100, apply=Apply.RELOAD),
         "scale": Param(default=1, help="Of the picture's sides.", minimum=1, maximum=4),

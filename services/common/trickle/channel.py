@@ -257,7 +257,7 @@ class Channel:
         self.active_at = self._now()
         segment.append(data)
         self._forget(forgotten)
-        if first or forgotten:
+        if first:
             _wake(self._parked)
 
     def _finish(self, segment: _Segment) -> None:

@@ -1,7 +1,7 @@
 """The engine: the process that decodes, infers and encodes. Its supervisor holds the other end of its pipe.
 
-The reader of that pipe is the main thread, and it never waits for a stream: the supervisor sends no more packets
-than a stream has room for.
+The reader of that pipe is the main thread, and it never waits for a stream: the supervisor sends no more
+packets than a stream has room for.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Engine:
         worker.serve(stream, lambda: self._released(stream))
 
     def _released(self, stream: Stream) -> None:
-        """The last act of the worker's thread: the next stream of this pipeline will find another one warm."""
+        """The last act of a worker's thread: the next stream of its pipeline will find another one warm."""
         stream.join()
         with self._lock:
             del self._streams[stream.slot]

@@ -1,7 +1,7 @@
 """One session in the engine: its packets in, pictures through a pipeline, packets out, on three threads.
 
-Decoding and encoding have threads of their own; between them `infer` runs on the pipeline's thread. The rule it
-keeps: a failure ends this stream with a reason, and never the engine.
+Decoding and encoding have threads of their own; between them `infer` runs on the pipeline's thread. The rule
+it keeps: a failure ends this stream with a reason, and never the engine.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import statistics
 import time
@@ -76,6 +77,11 @@ async def keep_writing(segment: PublishedSegment) -> None:
             await asyncio.sleep(0.01)
 
 
+async def flood(segment: PublishedSegment) -> None:
+    while True:
+        await segment.write(bytes(2**20))
+
+
 async def test_what_is_published_is_received_and_the_end_is_clean(
     served: Served, session: ClientSession
 ) -> None:
@@ -110,9 +116,12 @@ async def test_a_chunk_arrives_within_milliseconds(served: Served, session: Clie
     async def read() -> None:
         async with Subscriber(session, f"{served.url}/c", start=0) as subscriber:
             async for segment in subscriber:
-                latencies_ms.extend(
-                    [(time.perf_counter() - float(chunk[:24])) * 1000 async for chunk in segment]
-                )
+                buffer = b""
+                async for run in segment:
+                    buffer += run
+                    while buffer:
+                        chunk, buffer = buffer[:4000], buffer[4000:]
+                        latencies_ms.append((time.perf_counter() - float(chunk[:24])) * 1000)
 
     async with asyncio.TaskGroup() as group:
         group.create_task(read())
@@ -124,7 +133,7 @@ async def test_a_chunk_arrives_within_milliseconds(served: Served, session: Clie
                         await asyncio.sleep(0.01)
             await publisher.close()
     assert len(latencies_ms) == 60
-    assert statistics.median(latencies_ms) < 10
+    assert statistics.median(latencies_ms) < 33  # a frame's time; a segment here is 150 ms
 
 
 async def test_a6_64_events_back_to_back_have_64_indices(served: Served, session: ClientSession) -> None:
@@ -236,6 +245,45 @@ async def test_a1_a_publisher_cancelled_inside_a_segment_and_the_next_one_goes_o
             await publish(publisher, b"whole")
             second = await anext(subscriber)
             assert (second.index, second.lost, await whole(second)) == (1, 0, b"whole")
+
+
+async def test_a_block_that_fails_cuts_its_segment_and_the_next_one_goes_on(
+    served: Served, session: ClientSession
+) -> None:
+    served.open()
+    async with (
+        Publisher(session, f"{served.url}/c") as publisher,
+        Subscriber(session, f"{served.url}/c", start=0) as subscriber,
+    ):
+        with contextlib.suppress(ZeroDivisionError):
+            async with publisher.segment() as segment:
+                await segment.write(b"half")
+                first = await anext(subscriber)
+                raise ZeroDivisionError
+        async with asyncio.timeout(1.0):
+            assert await whole(first) == b"half"
+        await publish(publisher, b"whole")
+        assert await whole(await anext(subscriber)) == b"whole"
+
+
+async def test_closing_confirms_what_was_written_then_deletes_then_ends_the_parked_post(
+    session: ClientSession,
+) -> None:
+    steps: list[str] = []
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        size = len(await request.content.read())
+        await asyncio.sleep(0.1 if size else 0)
+        steps.append(f"{request.method} {request.path} {size}")
+        return web.Response()
+
+    async with misbehaving(handler) as url, Publisher(session, url) as publisher:
+        await publish(publisher, b"one")
+        await publisher.flush()
+        assert steps == ["POST /c/0 3"]
+        await publish(publisher, b"last")
+        await publisher.close()
+    assert steps == ["POST /c/0 3", "POST /c/1 4", "DELETE /c 0", "POST /c/2 0"]
 
 
 async def test_a_segment_that_the_server_ended_is_a_conflict_and_the_next_one_goes_on(
@@ -381,6 +429,22 @@ async def test_the_fourth_segment_in_flight_is_refused_after_a_bounded_wait(
         assert caught.value.reason == "TOO_MANY_IN_FLIGHT"
 
 
+async def test_a_server_that_stops_reading_is_unavailable_in_a_bounded_time(session: ClientSession) -> None:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    patience = Patience(write_s=0.2)
+    async with (
+        misbehaving(handler) as url,
+        Publisher(session, url, patience=patience) as publisher,
+        publisher.segment() as segment,
+    ):
+        with pytest.raises(UnavailableError):
+            async with asyncio.timeout(3.0):
+                await flood(segment)
+
+
 async def test_a_segment_that_is_never_answered_counts_as_failed(session: ClientSession) -> None:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         await request.content.read()
@@ -443,6 +507,33 @@ async def test_a_470_without_our_header_goes_to_the_head(session: ClientSession)
     assert asked[:2] == ["/c/3", "/c/9"]
 
 
+async def test_a_head_is_asked_for_again_and_a_server_without_one_is_refused(session: ClientSession) -> None:
+    statuses = [503, 200]
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=statuses.pop(0))
+
+    async with misbehaving(handler) as url:
+        with pytest.raises(InvalidError):
+            async with Publisher(session, url, start=NEXT, patience=HASTY):
+                pass
+    assert statuses == []
+
+
+async def test_a_server_that_does_not_say_where_a_decoder_can_start_is_read_from_the_current_segment(
+    session: ClientSession,
+) -> None:
+    asked: list[str] = []
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append(request.path)
+        return web.Response(headers={"Lp-Trickle-Latest": "4", "Lp-Trickle-Seq": "3"}, text="x")
+
+    async with misbehaving(handler) as url, Subscriber(session, url, start=RANDOM_ACCESS) as subscriber:
+        assert (await anext(subscriber)).index == 3
+    assert asked[:2] == ["/c/next", "/c/-2"]
+
+
 async def test_a5_a_long_silence_is_polled_through(served: Served, session: ClientSession) -> None:
     served.open()
     async with (
@@ -464,6 +555,27 @@ async def test_a_reader_that_gave_up_waiting_misses_nothing(served: Served, sess
                     await anext(subscriber)
         await put(served, "/c/0", b"x")
         assert await whole(await anext(subscriber)) == b"x"
+
+
+async def test_a_segment_that_is_left_or_never_begun_is_let_go(
+    served: Served, session: ClientSession
+) -> None:
+    channel = served.open().channel
+    with (
+        channel.begin_segment() as first,
+        channel.begin_segment() as second,
+        channel.begin_segment() as third,
+    ):
+        async with Subscriber(session, f"{served.url}/c", start=0) as subscriber:
+            for writer in (first, second, third):
+                writer.write(b"x")
+            assert await anext(await anext(subscriber)) == b"x"
+            assert (await anext(subscriber)).index == 1
+            await asyncio.sleep(0.05)
+            assert channel._readers == 2  # 1, and 2 ahead of time
+        async with asyncio.timeout(1.0):
+            while channel._readers:
+                await asyncio.sleep(0.01)
 
 
 async def test_cancelling_anywhere_leaves_no_socket(served: Served) -> None:

@@ -149,16 +149,18 @@ async def test_a3_a_segment_that_goes_on_keeps_its_channel_and_an_idle_one_goes(
 
 async def test_a_reader_that_never_reads_is_dropped_and_slows_nobody() -> None:
     slow = metric("sluice_trickle_dropped_total", reason="slow")
-    async with serving(reader_stall_s=0.4) as served, connect(served) as stalled, connect(served) as reader:
+    async with serving(reader_stall_s=0.4) as served, connect(served) as reader, connect(served) as stalled:
         served.open()
         data = bytes(7 * 2**20)
         stalled.request("GET", "/c/0")
         reader.request("GET", "/c/0")
         await asyncio.sleep(QUIET_S)
+        descriptors = psutil.Process().num_fds()
         await put(served, "/c/0", data)
         assert (await reader.answer()).body == data
         await until(lambda: metric("sluice_trickle_dropped_total", reason="slow") == slow + 1)
         await until(lambda: metric("sluice_trickle_readers") == 0)
+        await until(lambda: psutil.Process().num_fds() < descriptors)
 
 
 async def test_what_is_counted_names_no_channel(served: Served) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -60,6 +61,23 @@ async def test_a_block_that_fails_at_once_leaves_no_loop_behind_and_no_warning()
             raise ValueError("broken")
     assert failure.group_contains(ValueError)
     assert ended == []
+
+
+async def _swallows_one_cancellation(ended: list[str]) -> None:
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    await _for_ever(ended)
+
+
+@pytest.mark.looptime
+async def test_who_swallows_a_cancellation_is_cancelled_again() -> None:
+    ended: list[str] = []
+    async with background(stubborn=_swallows_one_cancellation(ended)):
+        await asyncio.sleep(1)
+    async with Bulkhead(lambda *_: None) as bulkhead:
+        bulkhead.start("stubborn", _swallows_one_cancellation(ended))
+        await asyncio.sleep(1)
+    assert ended == ["ended", "ended"]
 
 
 async def test_a_bulkhead_contains_the_failure_of_one() -> None:

@@ -33,7 +33,8 @@ def test_any_order_and_repetition_gives_the_same_fold(data: st.DataObject, patch
     base = {"a": 1, "b": {"x": 1}}
     arrivals = data.draw(st.permutations(patches + patches))
     fold = Fold(1, base)
-    pts, shown = 0, []
+    pts = 0
+    shown: list[int] = []
     for patch in arrivals:
         fold = fold.add(patch)
         if data.draw(st.booleans()):  # frames go on meanwhile

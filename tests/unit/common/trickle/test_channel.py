@@ -15,6 +15,7 @@ from services.common.trickle.protocol import (
     RANDOM_ACCESS,
     ChannelClosedError,
     ChannelLimits,
+    SegmentMissingError,
 )
 
 
@@ -206,6 +207,18 @@ async def test_a_reader_follows_a_publisher_that_starts_again() -> None:
         writer.write(b"anew")
     segment = await waiting
     assert (segment.index, segment.lost, await whole(segment)) == (0, 0, b"anew")
+
+
+async def test_a_waiting_reader_is_told_when_the_publisher_starts_again() -> None:
+    channel = Channel(ChannelLimits(depth=2))
+    for _ in range(7):
+        write(channel)
+    waiting = asyncio.ensure_future(channel.segment(7))
+    await asyncio.sleep(0)
+    channel.begin_segment(0)
+    with pytest.raises(SegmentMissingError) as caught:
+        await waiting
+    assert (caught.value.latest, caught.value.resume) == (0, 0)
 
 
 async def test_a_segment_over_its_cap_ends_with_what_it_has() -> None:

@@ -1,0 +1,1 @@
+"""`sluice transform`: a file as a live stream through a pipeline, and back into a file."""

@@ -1,0 +1,544 @@
+"""A runner with everything real around it: NATS, gRPC, the engine, and a bridge made of trickle channels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from aiohttp import web
+
+from protos.events.v1 import events_pb2
+from protos.inference.v1 import runner_pb2, runner_pb2_grpc
+from protos.ingest.v1 import bridge_pb2
+from services.common.bus import Bus, connect
+from services.common.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from services.common.grpc_client import call, channel, stream
+from services.common.lifecycle import background
+from services.common.media.mpegts import AccessUnit, Codec, Demuxer, Muxer
+from services.common.topology import RUNNERS, heartbeat
+from services.common.trickle.protocol import ChannelLimits
+from services.common.trickle.registry import Registry
+from services.common.trickle.server import serve_trickle, trickle_app
+from services.inference import session
+from services.inference.__main__ import serve
+from services.inference.packets import Media
+from services.inference.settings import InferenceSettings
+from tests.support.engine import FRAME, START, decoded, video
+from tests.support.nats import NatsServer, nats_server
+
+PIPELINES = ",".join(
+    ["passthrough", *(f"tests.support.pipelines:{name}" for name in ("Grey", "Slow", "Broken"))]
+)
+State = runner_pb2.SlotReport.State
+LIMITS = ChannelLimits(depth=64)
+
+
+async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class Bridge:
+    """The bridge of one session: a publisher that writes `in`, and everything that comes back."""
+
+    def __init__(self, registry: Registry, port: int, name: str) -> None:
+        self._registry = registry
+        self._name = name
+        opened = {kind: registry.open(f"{name}/{kind}", limits=LIMITS) for kind in KINDS}
+        base = f"http://127.0.0.1:{port}"
+        self._in, self._out = opened["in"].channel, opened["out"].channel
+        self._control, self._events = opened["control"].channel, opened["events"].channel
+        paths = {"in": opened["in"].read_path, "control": opened["control"].read_path}
+        paths |= {kind: opened[kind].write_path for kind in ("out", "events", "data")}
+        self.channels = bridge_pb2.Channels(**{kind: base + path for kind, path in paths.items()})
+        self._muxer = Muxer()
+        self._writer: Any = None
+        self.out: list[Media] = []
+        self.segments: list[list[Media]] = []
+        self.out_closed = False
+        self.events: list[dict[str, Any]] = []
+
+    def push(self, packets: list[Media]) -> None:
+        """Publish pictures; each key frame begins a segment."""
+        for packet in packets:
+            if packet.keyframe or self._writer is None:
+                self._end_segment()
+                self._writer = self._in.begin_segment(random_access=packet.keyframe)
+                self._writer.write(self._muxer.begin_segment())
+            unit = AccessUnit(Codec.H264, packet.pts, packet.dts, packet.data, packet.keyframe)
+            self._writer.write(self._muxer.write(unit))
+
+    def push_bytes(self, data: bytes) -> None:
+        self._writer = self._writer or self._in.begin_segment()
+        self._writer.write(data)
+
+    async def play(self, packets: list[Media], fps: float = 30) -> None:
+        for packet in packets:
+            self.push([packet])
+            await asyncio.sleep(1 / fps)
+
+    def finish(self) -> None:
+        self._end_segment()
+        self._registry.close(f"{self._name}/in")
+
+    def control(self, message: bytes) -> None:
+        with self._control.begin_segment() as segment:
+            segment.write(message)
+
+    def applied(self) -> list[tuple[int, int]]:
+        return [(one["revision"], one["pts"]) for one in self.events if one["type"] == "applied"]
+
+    def _end_segment(self) -> None:
+        if self._writer is not None:
+            self._writer.end()
+            self._writer = None
+
+    async def take_output(self) -> None:
+        demuxer = Demuxer()
+        async for segment in self._out.read(0):
+            self.segments.append([])
+            async for data in segment:
+                self._keep(demuxer.feed(data))
+            self._keep(demuxer.end_segment())
+        self.out_closed = True
+        await asyncio.Event().wait()
+
+    def _keep(self, units: list[AccessUnit]) -> None:
+        media = [Media(0, unit.pts, unit.dts, unit.keyframe, unit.data) for unit in units]
+        self.out += media
+        self.segments[-1] += media
+
+    async def take_events(self) -> None:
+        async for segment in self._events.read(0):
+            text = b"".join([data async for data in segment])
+            self.events += [json.loads(line) for line in text.splitlines()]
+        await asyncio.Event().wait()
+
+
+KINDS = ("in", "out", "control", "events", "data")
+
+
+@dataclass
+class Runner:
+    """A client of the runner, and the place where bridges are made."""
+
+    port: int
+    bus: Bus
+    trickle: tuple[Registry, int]
+    requests: list[tuple[str, str]]  # method and traceparent of each that the bridge got
+    stub: runner_pb2_grpc.RunnerStub
+    engine_pid: int
+    reports: dict[str, list[runner_pb2.SlotReport]] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def bridge(self, name: str = "s1") -> AsyncIterator[Bridge]:
+        bridge = Bridge(*self.trickle, name)
+        async with background(out=bridge.take_output(), events=bridge.take_events()):
+            yield bridge
+
+    async def attach(self, bridge: Bridge, pipeline: str = "passthrough", **fields: Any) -> None:
+        request: dict[str, Any] = {
+            "session": "s1",
+            "session_epoch": 1,
+            "slot_epoch": 5,
+            "channels": bridge.channels,
+            "pipeline": pipeline,
+            "params": "{}",
+            "revision": 1,
+            "delivery": runner_pb2.DELIVERY_COMPLETE,
+        }
+        message = runner_pb2.AttachRequest(**(request | fields))
+        await call(self.stub.Attach, message, runner_pb2.AttachResponse, timeout_s=2)
+
+    async def update(self, revision: int, patch: dict[str, Any], *, at: int = 0, slot_epoch: int = 5) -> str:
+        message = runner_pb2.UpdateRequest(
+            session="s1",
+            slot_epoch=slot_epoch,
+            patch=runner_pb2.Patch(revision=revision, patch=json.dumps(patch), apply_at_pts=at),
+        )
+        return (await call(self.stub.Update, message, runner_pb2.UpdateResponse, timeout_s=2)).applies
+
+    async def detach(self, session: str = "s1", slot_epoch: int = 5) -> None:
+        message = runner_pb2.DetachRequest(session=session, slot_epoch=slot_epoch, reason="stopped")
+        await call(self.stub.Detach, message, runner_pb2.DetachResponse, timeout_s=5)
+
+    async def watch(self, session: str = "s1") -> runner_pb2.SlotReport:
+        """Follow a session to its end; returns the last report."""
+        message = runner_pb2.WatchRequest(session=session, slot_epoch=5)
+        reports = self.reports.setdefault(session, [])
+        async with asyncio.timeout(20):
+            async for report in stream(self.stub.Watch, message, runner_pb2.SlotReport):
+                reports.append(report)
+        return reports[-1]
+
+    async def describe(self) -> runner_pb2.DescribeResponse:
+        return await call(
+            self.stub.Describe, runner_pb2.DescribeRequest(), runner_pb2.DescribeResponse, timeout_s=2
+        )
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(15):
+            while (await self.describe()).state.state != events_pb2.RUNNER_STATE_READY:
+                await asyncio.sleep(0.05)
+
+
+def engines_of(process: int) -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process(process).children()
+        if "services.inference.engine" in child.cmdline()
+    ]
+
+
+@pytest.fixture
+async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    async with nats_server(tmp_path) as server:
+        yield server
+
+
+@asynccontextmanager
+async def running(nats: NatsServer, **more: Any) -> AsyncIterator[Runner]:
+    settings = InferenceSettings(
+        listen="127.0.0.1:0",
+        runner="r1",
+        pipelines=PIPELINES,
+        bridge_lost_after_s=1.0,
+        shutdown_grace_s=1.0,
+        **more,
+    )
+    registry, requests = Registry(), list[tuple[str, str]]()
+
+    @web.middleware
+    async def note(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        requests.append((request.method, request.headers.get("traceparent", "")))
+        return await handler(request)
+
+    app = trickle_app(registry)
+    app.middlewares.append(note)
+    async with (
+        connect(nats.url, "test") as bus,
+        serve_trickle(app, "127.0.0.1:0", 1.0) as trickle_port,
+        serve(bus, settings) as port,
+        channel(f"127.0.0.1:{port}") as open_channel,
+    ):
+        await until(lambda: bool(engines_of(os.getpid())))
+        (engine,) = engines_of(os.getpid())
+        stub = runner_pb2_grpc.RunnerStub(open_channel)
+        runner = Runner(port, bus, (registry, trickle_port), requests, stub, engine.pid)
+        await runner.ready()
+        yield runner
+
+
+@pytest.fixture
+async def runner(nats: NatsServer) -> AsyncIterator[Runner]:
+    async with running(nats) as runner:
+        yield runner
+
+
+async def test_a_stream_goes_in_and_all_of_it_comes_back(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge)
+        watching = asyncio.create_task(runner.watch())
+        sent = video(150)
+        bridge.push(sent[:90])
+        await until(lambda: len(bridge.out) >= 60)
+        bridge.push(sent[90:])
+        bridge.finish()
+        last = await watching
+        assert last.state == State.STATE_FINISHED
+        await until(lambda: bridge.out_closed)
+        assert [one.pts for one in bridge.out] == [one.pts for one in sent]
+        assert len(decoded(bridge.out)) == len(sent)
+        assert (last.frames_decoded, last.frames_inferred, last.frames_dropped) == (150, 150, 0)
+        assert {State.STATE_RUNNING, State.STATE_FINISHED} <= {one.state for one in runner.reports["s1"]}
+        await until(lambda: bridge.events[-1]["type"] == "finished")
+        assert bridge.applied() == [(1, START)]
+        # A segment at each key frame, which came every two seconds of media.
+        assert [len(segment) for segment in bridge.segments] == [60, 60, 30]
+        assert all(segment[0].keyframe for segment in bridge.segments)
+
+
+async def test_a_finished_session_leaves_its_slot_free(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge)
+        bridge.push(video(5))
+        bridge.finish()
+        assert (await runner.watch()).state == State.STATE_FINISHED
+        assert not (await runner.describe()).state.claims
+        await runner.attach(bridge)  # idempotent: nothing starts
+        assert not (await runner.describe()).state.claims
+    async with runner.bridge("s2") as bridge:
+        await runner.attach(bridge, session="s2", slot_epoch=6)
+        (claim,) = (await runner.describe()).state.claims
+        assert (claim.slot, claim.session, claim.session_epoch, claim.slot_epoch) == (0, "s2", 1, 6)
+
+
+async def test_live_delivery_drops_and_says_how_much(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge, "slow", params='{"ms": 100}', delivery=runner_pb2.DELIVERY_LIVE)
+        watching = asyncio.create_task(runner.watch())
+        await bridge.play(video(60))
+        bridge.finish()
+        last = await watching
+        assert last.state == State.STATE_FINISHED
+        assert last.frames_dropped > 20
+        assert last.frames_decoded == 60
+        assert last.infer_ms >= 100
+        statuses = [one for one in bridge.events if one["type"] == "status"]
+        assert statuses
+        assert statuses[-1]["dropped"] == last.frames_dropped
+
+
+async def test_an_update_is_acknowledged_at_the_picture_that_shows_it(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        scheduled = [runner_pb2.Patch(revision=2, patch='{"level": 80}', apply_at_pts=START + 10 * FRAME)]
+        await runner.attach(bridge, "grey", params='{"level": 40}', revision=3, scheduled=scheduled)
+        at = START + 20 * FRAME
+        assert await runner.update(4, {"level": 160}, at=at) == "live"
+        assert await runner.update(4, {"level": 160}, at=at) == "live"
+        assert await runner.update(5, {"boost": 10}, at=at + FRAME) == "reload"
+        bridge.push(video(60))
+        bridge.finish()
+        await runner.watch()
+        await until(lambda: bridge.events[-1:] == [{"type": "finished"}])
+        assert bridge.applied() == [(3, START), (2, START + 10 * FRAME), (4, at), (5, at + FRAME)]
+        levels = [round(float(frame.rgb().mean())) for frame in decoded(bridge.out)]
+        expected = [40] * 10 + [80] * 10 + [160] + [170] * 39
+        assert levels == pytest.approx(expected, abs=4)
+
+
+async def test_a_wrong_parameter_changes_nothing_and_is_named(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        with pytest.raises(InvalidError) as invalid:
+            await runner.attach(bridge, "grey", params='{"level": 900}')
+        assert invalid.value.details["field"] == "level"
+        with pytest.raises(InvalidError) as invalid:
+            await runner.attach(bridge, "grey", params="[]")
+        assert invalid.value.details["field"] == "params"
+        await runner.attach(bridge, "grey")
+        with pytest.raises(InvalidError) as invalid:
+            await runner.update(2, {"colour": "red"})
+        assert invalid.value.details["field"] == "colour"
+        with pytest.raises(InvalidError):
+            await runner.update(2, {"level": "red"}, at=START + 5 * FRAME)
+        bridge.push(video(10))
+        bridge.finish()
+        await runner.watch()
+        assert bridge.applied() == [(1, START)]
+
+
+async def test_a_detach_frees_the_slot_within_two_seconds(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge, delivery=runner_pb2.DELIVERY_LIVE)
+        watching = asyncio.create_task(runner.watch())
+        async with background(play=bridge.play(video(600))):
+            await until(lambda: len(bridge.out) > 10)
+            with pytest.raises(ConflictError) as stale:
+                await runner.detach(slot_epoch=4)
+            assert stale.value.reason == "STALE_EPOCH"
+            async with asyncio.timeout(2):
+                await runner.detach()
+            assert not (await runner.describe()).state.claims
+            last = await watching
+            assert (last.state, last.reason) == (State.STATE_DETACHED, "stopped")
+            await runner.detach()  # again
+            await runner.detach("unknown")
+            with pytest.raises(NotFoundError):
+                await runner.update(2, {})
+    async with runner.bridge("s2") as bridge:
+        await runner.attach(bridge, session="s2", slot_epoch=6)
+        bridge.push(video(5))
+        await until(lambda: len(bridge.out) == 5)
+
+
+async def test_attaches_that_cannot_be_are_refused(runner: Runner) -> None:
+    async with runner.bridge() as bridge, runner.bridge("s2") as other:
+        with pytest.raises(NotFoundError) as unknown:
+            await runner.attach(bridge, "nothing")
+        assert unknown.value.reason == "UNKNOWN_PIPELINE"
+        with pytest.raises(InvalidError):
+            await runner.attach(bridge, slot=1)
+        with pytest.raises(InvalidError):
+            await runner.attach(bridge, channels=bridge_pb2.Channels(out="file:///etc/passwd"))
+        with pytest.raises(InvalidError):
+            await runner.attach(bridge, delivery=runner_pb2.DELIVERY_UNSPECIFIED)
+        await runner.attach(bridge)
+        await runner.attach(bridge)  # the same again
+        with pytest.raises(ConflictError) as occupied:
+            await runner.attach(other, session="s2", slot_epoch=6)
+        assert occupied.value.reason == "SLOT_OCCUPIED"
+        with pytest.raises(ConflictError) as stale:
+            await runner.attach(other, session="s2", slot_epoch=4)
+        assert stale.value.reason == "STALE_EPOCH"
+        with pytest.raises(ConflictError) as stale:
+            await runner.update(2, {}, slot_epoch=4)
+        assert stale.value.reason == "STALE_EPOCH"
+
+
+async def test_what_is_still_to_come_is_unimplemented(runner: Runner) -> None:
+    for method, request, answer in (
+        (runner.stub.Rebind, runner_pb2.RebindRequest(), runner_pb2.RebindResponse),
+        (runner.stub.Drain, runner_pb2.DrainRequest(), runner_pb2.DrainResponse),
+    ):
+        with pytest.raises(UnavailableError) as missing:
+            await call(method, request, answer, timeout_s=2)
+        assert missing.value.reason == "UNIMPLEMENTED"
+    with pytest.raises(UnavailableError) as missing:
+        async for _ in stream(runner.stub.RunJob, runner_pb2.RunJobRequest(), runner_pb2.JobEvent):
+            pass
+    assert missing.value.reason == "UNIMPLEMENTED"
+
+
+async def test_a_key_frame_comes_when_the_bridge_asks(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge)
+        sent = video(60, every=1000)
+        bridge.push(sent[:10])
+        await until(lambda: len(bridge.out) == 10)
+        bridge.control(b"nonsense")
+        bridge.control(b'{"type": "keyframe"}')
+        await asyncio.sleep(0.3)
+        bridge.push(sent[10:50])
+        await until(lambda: len(bridge.out) == 50)
+        assert [index for index, one in enumerate(bridge.out) if one.keyframe] == [0, 10]
+
+
+async def test_a_killed_engine_fails_its_session_and_the_runner_lives_on(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge)
+        watching = asyncio.create_task(runner.watch())
+        bridge.push(video(10))
+        await until(lambda: len(bridge.out) == 10)
+        os.kill(runner.engine_pid, signal.SIGKILL)
+        last = await watching
+        assert (last.state, last.reason) == (State.STATE_FAILED, "engine_crashed")
+        assert "SIGKILL" in last.message
+        await until(lambda: bridge.events[-1]["type"] == "error")
+        assert bridge.events[-1]["reason"] == "engine_crashed"
+        with pytest.raises(ConflictError) as refused:
+            await runner.attach(bridge, session_epoch=2)
+        assert refused.value.reason == "NOT_READY"
+        await runner.ready()
+    async with runner.bridge("s1 again") as bridge:
+        await runner.attach(bridge, session_epoch=2)
+        bridge.push(video(10))
+        await until(lambda: len(bridge.out) == 10)
+
+
+async def test_a_pipeline_that_fails_says_why(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge, "broken")
+        bridge.push(video(20))
+        last = await runner.watch()
+        assert (last.state, last.reason) == (State.STATE_FAILED, "pipeline_failed")
+        assert last.message == "RuntimeError: the tenth frame (after 9 frames)"
+        assert len(bridge.out) <= 9
+        assert engines_of(os.getpid())[0].pid == runner.engine_pid
+
+
+async def test_a_bridge_that_is_gone_fails_the_session(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        gone = bridge_pb2.Channels()
+        gone.CopyFrom(bridge.channels)
+        setattr(gone, "in", "http://127.0.0.1:9/in")
+        await runner.attach(bridge, channels=gone)
+        last = await runner.watch()
+        assert (last.state, last.reason) == (State.STATE_FAILED, "bridge_lost")
+
+
+async def test_input_that_is_no_transport_stream_is_named(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "GARBAGE_AFTER_S", 0.5)
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge)
+
+        async def talk() -> None:
+            while True:
+                bridge.push_bytes(os.urandom(1000))
+                await asyncio.sleep(0.1)
+
+        async with background(talk=talk()):
+            last = await runner.watch()
+        assert (last.state, last.reason) == (State.STATE_FAILED, "input_undecodable")
+
+
+async def test_a_runner_is_known_by_its_advert_and_its_heartbeats(runner: Runner, nats: NatsServer) -> None:
+    bucket = await runner.bus.bucket(RUNNERS, 1)
+
+    async def advert() -> events_pb2.RunnerAdvert | None:
+        try:
+            entry = await bucket.get("r1")
+        except UnavailableError:
+            return None
+        return events_pb2.RunnerAdvert.FromString(entry.value) if entry else None
+
+    async with asyncio.timeout(5):
+        while (known := await advert()) is None:
+            await asyncio.sleep(0.05)
+    assert known.address == f"127.0.0.1:{runner.port}"
+    assert [offer.name for offer in known.pipelines] == ["passthrough", "grey", "slow", "broken"]
+    assert json.loads(known.pipelines[1].params_schema)["properties"]["level"]["maximum"] == 255
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge)
+        beat = events_pb2.Heartbeat()
+        async with asyncio.timeout(5):
+            async for message in runner.bus.subscribe(heartbeat("r1")):
+                beat = events_pb2.Heartbeat.FromString(message.data)
+                if beat.claims:
+                    break
+        assert beat.boot_id == known.boot_id
+        assert beat.state == events_pb2.RUNNER_STATE_READY
+        assert beat.claims[0].session == "s1"
+
+    await bucket.delete("r1")  # as a NATS that lost its store would
+    await nats.terminate()
+    await nats.start()
+    async with asyncio.timeout(10):
+        while await advert() is None:
+            await asyncio.sleep(0.05)
+
+
+async def test_slots_share_an_engine_as_far_as_the_pipeline_allows(nats: NatsServer) -> None:
+    async with running(nats, slots=2) as runner, runner.bridge("s1") as one, runner.bridge("s2") as other:
+        await runner.attach(one, "slow")
+        with pytest.raises(ConflictError) as full:
+            await runner.attach(other, "slow", session="s2", slot=1)
+        assert full.value.reason == "SLOT_OCCUPIED"
+        await runner.detach()
+        await runner.attach(one, "broken", session_epoch=2)
+        await runner.attach(other, "grey", session="s2", slot=1)
+        one.push(video(20))
+        other.push(video(40))
+        other.finish()
+        assert (await runner.watch("s1")).reason == "pipeline_failed"
+        last = await runner.watch("s2")
+        assert (last.state, last.frames_inferred) == (State.STATE_FINISHED, 40)
+
+
+async def test_the_trace_of_the_attach_goes_on_at_the_bridge(runner: Runner) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with runner.bridge() as bridge:
+        request = runner_pb2.AttachRequest(
+            session="s1", session_epoch=1, slot_epoch=5, channels=bridge.channels, pipeline="passthrough"
+        )
+        request.delivery = runner_pb2.DELIVERY_LIVE
+        attach: Any = runner.stub.Attach  # typed as what a blocking stub returns
+        await attach(request, metadata=(("traceparent", trace),))
+        bridge.push(video(5))
+        bridge.finish()
+        await runner.watch()
+        assert {method for method, _ in runner.requests} == {"GET", "POST", "DELETE"}
+        assert all(trace[3:35] in parent for _, parent in runner.requests)
