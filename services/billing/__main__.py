@@ -49,12 +49,13 @@ async def serve(store: StoreThread, bus: Bus, settings: BillingSettings) -> Asyn
 async def run(settings: BillingSettings) -> None:
     """Serve until terminated."""
     async with (
-        telemetry("billing", settings),
+        telemetry("billing", settings) as health,
         open_store(settings.database_url, settings.price_list, settings.lapse_margin_ms) as store,
         connect(settings.nats_url, "billing") as bus,
         serve(store, bus, settings) as port,
     ):
         log.info("serving", port=port, database=settings.database_url)
+        health.ready()
         await until_terminated()
 
 

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 from google.protobuf.message import DecodeError
 from nats.aio.msg import Msg
+from opentelemetry.trace import SpanKind
 from prometheus_client import Counter, Histogram
 
 from protos.events.v1 import events_pb2
@@ -19,7 +20,7 @@ from services.billing.ledger import SessionId, TenantId, Window
 from services.billing.store import Applied, Arrival, Outcome, Store, StoreThread
 from services.common.bus import Bus
 from services.common.errors import SluiceError
-from services.common.telemetry import report_bug
+from services.common.telemetry import report_bug, span
 from services.common.topology import USAGE, usage_confirmed
 
 log = structlog.get_logger()
@@ -55,6 +56,7 @@ class Consumer:
         applied = await self._post(arrivals)
         _count(arrivals, applied)
         await self._confirm(arrivals)
+        _trace(messages, arrivals)
 
     async def _post(self, arrivals: Sequence[Arrival]) -> Applied:
         """Apply a batch. A window that meets a bug of ours is set aside as poison; the rest post."""
@@ -133,3 +135,16 @@ def _count(arrivals: Sequence[Arrival], applied: Applied) -> None:
             LAG.observe(max(0.0, now_s - item.window.unix_ms / 1000))
     POSTED.inc(applied.posted_micro)
     WRITTEN_OFF.inc(applied.written_off_micro)
+
+
+def _trace(messages: Sequence[Msg], arrivals: Sequence[Arrival]) -> None:
+    """Show in each session's own trace that its last window is in the ledger; more would be noise."""
+    for message, item in zip(messages, arrivals, strict=True):
+        if item.window is not None and item.window.final:
+            with span(
+                "usage.posted",
+                carrier=message.headers or {},
+                kind=SpanKind.CONSUMER,
+                session_id=item.window.session,
+            ):
+                pass

@@ -47,8 +47,11 @@ def instance_name(settings: ServiceSettings) -> str:
 
 
 @asynccontextmanager
-async def telemetry(service: str, settings: ServiceSettings) -> AsyncIterator[None]:
-    """Configure logs and traces, and serve `/metrics`, `/healthz` and `/readyz` until the block ends."""
+async def telemetry(service: str, settings: ServiceSettings) -> AsyncIterator[Health]:
+    """Configure logs and traces, and serve `/metrics`, `/healthz` and `/readyz` until the block ends.
+
+    Ready from `ready()` of what it yields, which the innermost block calls, to the end of the process.
+    """
     configure_logs(service, settings.log_format, settings.log_level)
     provider = TracerProvider(
         resource=Resource.create(
@@ -63,7 +66,7 @@ async def telemetry(service: str, settings: ServiceSettings) -> AsyncIterator[No
     server = _serve_metrics(settings.metrics_listen, health)
     ticking = asyncio.get_running_loop().create_task(health.tick(), name="health")
     try:
-        yield
+        yield health
     finally:
         ticking.cancel()
         server.shutdown()
@@ -72,10 +75,15 @@ async def telemetry(service: str, settings: ServiceSettings) -> AsyncIterator[No
 
 
 class Health:
-    """Alive = the event loop runs. What a service depends on is for its calls to report, not for liveness."""
+    """Alive = the event loop runs; ready = everything was started. Others' absence is for calls to report."""
 
     def __init__(self) -> None:
         self.last_tick_s = time.monotonic()
+        self.serving = False
+
+    def ready(self) -> None:
+        """Everything of this process is up."""
+        self.serving = True
 
     async def tick(self) -> None:
         while True:
@@ -108,8 +116,9 @@ def _serve_metrics(listen: str, health: Health) -> WSGIServer:
             start_response("200 OK", [("Content-Type", content_type)])
             return [encode(REGISTRY)]
         if path in {"/healthz", "/readyz"}:
-            start_response("200 OK" if health.alive else "503 Service Unavailable", [])
-            return [b"ok\n" if health.alive else b"the event loop is stalled\n"]
+            good = health.alive and (health.serving or path == "/healthz")
+            start_response("200 OK" if good else "503 Service Unavailable", [])
+            return [b"ok\n" if good else b"not ready\n" if health.alive else b"the event loop is stalled\n"]
         start_response("404 Not Found", [])
         return [b"not found\n"]
 

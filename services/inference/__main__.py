@@ -45,10 +45,11 @@ async def serve(bus: Bus, settings: InferenceSettings) -> AsyncIterator[int]:
 async def run(settings: InferenceSettings) -> None:
     """Serve until terminated."""
     async with (
-        telemetry("inference", settings),
+        telemetry("inference", settings) as health,
         connect(settings.nats_url, "inference") as bus,
         serve(bus, settings),
     ):
+        health.ready()
         await until_terminated()
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
 from protos.ingest.v1.bridge_pb2_grpc import add_BridgeServicer_to_server
 from services.common import lifecycle, settings
 from services.common.bus import connect
@@ -15,7 +19,7 @@ from services.common.trickle.server import serve_trickle, trickle_app
 from services.ingest.app import public_app
 from services.ingest.auth import Authenticator
 from services.ingest.bridge.hub import Hub
-from services.ingest.bridge.outbox import outbox
+from services.ingest.bridge.outbox import Outbox, outbox
 from services.ingest.bridge.server import BridgeServicer
 from services.ingest.control_plane import ControlPlane
 from services.ingest.faces.context import Core
@@ -23,10 +27,17 @@ from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
 
-CHANNELS_PER_SESSION = 6
-LINGER_S = (
-    60.0  # a slow runner of a `complete` stream reads the last segments long after their publisher left
-)
+CHANNELS_PER_SESSION: Final = 6
+# A slow runner of a `complete` stream reads the last segments long after their publisher left.
+LINGER_S: Final = 60.0
+FLUSH_S: Final = 2.0
+
+
+@asynccontextmanager
+async def flushed(box: Outbox) -> AsyncIterator[None]:
+    """Leave the block only when the last windows of its sessions were sent, if that is possible."""
+    yield
+    await box.flush(FLUSH_S)
 
 
 async def run(settings: IngestSettings) -> None:
@@ -34,7 +45,7 @@ async def run(settings: IngestSettings) -> None:
     instance = instance_name(settings)
     registry = Registry(max_channels=settings.max_sessions * CHANNELS_PER_SESSION, linger_s=LINGER_S)
     async with (
-        telemetry("ingest", settings),
+        telemetry("ingest", settings) as health,
         connect(settings.nats_url, instance) as bus,
         Channels() as channels,
         outbox(settings.outbox_path, bus) as box,
@@ -53,6 +64,7 @@ async def run(settings: IngestSettings) -> None:
                 forget_revoked_keys=authenticator.forget_revoked(),
             ),
             serve_trickle(trickle_app(registry), settings.trickle_listen, settings.shutdown_grace_s),
+            flushed(box),
             Hub(registry, box, settings) as hub,
             serve_grpc(
                 lambda server: add_BridgeServicer_to_server(BridgeServicer(hub, trickle_url), server),
@@ -71,6 +83,7 @@ async def run(settings: IngestSettings) -> None:
                 ),
             )
             async with serve_http(public_app(core), settings.listen, settings.shutdown_grace_s):
+                health.ready()
                 await lifecycle.until_terminated()
                 hub.close_all("the ingest process ends")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from fastapi import FastAPI, Request
+from fastapi.telemetry import TelemetryConfig
 from opentelemetry.trace import SpanKind
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,9 +20,17 @@ REQUESTS: Final = Counter(
 )
 MEDIA: Final = "/ts/"  # endless: a span would show nothing before its end; `session.open` is their trace
 
+# FastAPI's own spans have the path in them, and in our paths there are stream keys.
+NO_TELEMETRY: Final[TelemetryConfig] = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+}
+
 
 def public_app(core: Core) -> FastAPI:
-    app = FastAPI(title="Sluice", version="1", docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="Sluice", version="1", docs_url="/docs", redoc_url=None, telemetry=NO_TELEMETRY)
     app.state.core = core
     translate_errors(app)
     for face in (streams, account, ts):

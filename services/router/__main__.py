@@ -53,10 +53,11 @@ async def serve(bus: Bus, settings: RouterSettings, random: Random) -> AsyncIter
 async def run(settings: RouterSettings) -> None:
     """Serve until terminated."""
     async with (
-        telemetry("router", settings),
+        telemetry("router", settings) as health,
         connect(settings.nats_url, "router") as bus,
         serve(bus, settings, SystemRandom()),
     ):
+        health.ready()
         await until_terminated()
 
 

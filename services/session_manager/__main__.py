@@ -24,7 +24,7 @@ async def run(settings: SessionManagerSettings) -> None:
     """Serve until terminated."""
     replica = instance_name(settings)
     async with (
-        telemetry("session-manager", settings),
+        telemetry("session-manager", settings) as health,
         connect(settings.nats_url, replica) as bus,
         Channels() as channels,
     ):
@@ -58,6 +58,7 @@ async def run(settings: SessionManagerSettings) -> None:
                     settings.shutdown_grace_s,
                 ),
             ):
+                health.ready()
                 await lifecycle.until_terminated()
         with suppress(UnavailableError):
             await replicas.delete(replica)  # so that others adopt at once

@@ -1,7 +1,7 @@
 """One session's life at its owner: start it whole or not at all, watch it, end it once, free what it held.
 
 An end is one compare-and-set; whoever wins it has the duty to free the slot, the credit and the channels.
-Should that replica die meanwhile, the record is not `settled`, and whoever adopts it does the same again: every
+Should that replica die meanwhile, the record is not `settled`, and whoever adopts it does it all again: each
 step is idempotent.
 """
 

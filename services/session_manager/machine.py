@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NewType
@@ -195,9 +196,19 @@ def merged(params: Mapping[str, object], patch: Mapping[str, object]) -> Mapping
 def json_object(text: str, name: str) -> dict[str, object]:
     """Parse a JSON object. Raises InvalidError that names the field."""
     try:
-        value = json.loads(text or "{}")
+        value = json.loads(text or "{}", parse_float=_finite, parse_constant=_finite)
     except ValueError as error:
         raise InvalidError(f"{name} is not JSON: {error}", field=name) from None
+    except RecursionError:
+        raise InvalidError(f"{name} is nested too deeply", field=name) from None
     if not isinstance(value, dict):
         raise InvalidError(f"{name} must be a JSON object, not {type(value).__name__}", field=name)
+    return value
+
+
+def _finite(text: str) -> float:
+    """Python takes NaN and 1e999, which no limit of a schema refuses and no answer can then carry."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
     return value

@@ -29,15 +29,16 @@ def validate(params: Mapping[str, object], schema: Mapping[str, object]) -> None
         return
     while error.parent is not None:  # of alternatives, the one that names the parameter
         error = error.parent
-    path = ".".join(str(part) for part in error.absolute_path)
-    if error.validator == "additionalProperties":
-        properties = schema.get("properties")
+    where = ".".join(["params", *(str(part) for part in error.absolute_path)])
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        properties = error.schema.get("properties") if isinstance(error.schema, Mapping) else None
         known = sorted(properties) if isinstance(properties, Mapping) else []
-        unknown = sorted(set(params) - set(known))
+        unknown = sorted(set(error.instance) - set(known))[0]
+        owner = "this pipeline" if where == "params" else where
         raise InvalidError(
-            f"unknown parameter {unknown[0]!r}; this pipeline has: {', '.join(known) or 'none'}",
-            field=f"params.{unknown[0]}",
+            f"unknown parameter {unknown!r}; {owner} has: {', '.join(known) or 'none'}",
+            field=f"{where}.{unknown}",
         )
     expected = error.schema.get("description", "") if isinstance(error.schema, Mapping) else ""
-    message = f"params.{path}: {error.message}"[:500] + (f" ({expected})" if expected else "")
-    raise InvalidError(message, field=f"params.{path}" if path else "params")
+    message = f"{where}: {error.message}"[:500] + (f" ({expected})" if expected else "")
+    raise InvalidError(message, field=where)

@@ -19,7 +19,7 @@ import av
 
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.mpegts import CLOCK_HZ, LARGEST_BOUNDED, AccessUnit, Codec, Demuxer, Muxer, unwrap
-from sluice.client import ApiError, Delivery, SluiceClient, Stream, UnreachableError
+from sluice.client import ApiError, Delivery, Session, SluiceClient, Stream, UnreachableError
 from sluice.transform.arguments import Change
 from sluice.transform.display import Display
 from sluice.transform.result import Result
@@ -34,6 +34,7 @@ LAST_WORD_S: Final = 5.0  # when the play stream has ended, for the publisher's 
 AHEAD: Final = 16  # encoded pictures that wait to be sent
 SENT_BITS_PER_S: Final = 40e6  # the platform cuts a publisher off above 50 Mbit/s, also one that is only fast
 PES_ROOM: Final = LARGEST_BOUNDED - 64  # a larger picture is whole to a receiver when the next one begins
+ORDERLY: Final = frozenset({None, "", "input_ended"})  # what a session's end reason is when all went well
 
 T = TypeVar("T")
 
@@ -61,6 +62,16 @@ class Job:
     @property
     def delivery(self) -> Delivery:
         return "live" if self.realtime else "complete"
+
+
+def early_end(session: Session) -> RunFailedError | None:
+    """What to say of how `session` ended; None if it ended as it should, or did not end."""
+    if session.end_reason in ORDERLY:
+        return None
+    message = f": {session.end_message}" if session.end_message else ""
+    return RunFailedError(
+        f"the session ended early: {session.end_reason}{message}", reason=session.end_reason or ""
+    )
 
 
 class Worker:
@@ -145,6 +156,21 @@ class Exchange:
                     f"the session ended early: {error.message} ({error.code})", reason=error.reason.lower()
                 ) from error
             raise
+        except UnreachableError as error:
+            # The answer is lost when the server resets a connection into which we still write.
+            raise (await self._early_end() or error) from error
+
+    async def _early_end(self) -> RunFailedError | None:
+        """What the session's record says of its end, if it ended by now."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S):
+                while self.session:
+                    with suppress(ApiError, UnreachableError):
+                        session = await self._client.session(self.session)
+                        if session.phase == "ended":
+                            return early_end(session)
+                    await asyncio.sleep(POLL_S)
+        return None
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         muxer = Muxer()

@@ -14,7 +14,7 @@ import av
 
 from sluice.client import ApiError, SluiceClient, UnreachableError
 from sluice.transform.display import Display
-from sluice.transform.exchange import Exchange, Job, RunFailedError, Worker
+from sluice.transform.exchange import Exchange, Job, RunFailedError, Worker, early_end
 from sluice.transform.result import Result
 from sluice.transform.sound import Sound
 from sluice.transform.source import Source
@@ -22,7 +22,6 @@ from sluice.transform.source import Source
 SETTLE_S: Final = 3.0  # how long a bill is waited for
 SETTLE_POLL_S: Final = 0.3
 CLEAN_UP_S: Final = 5.0
-ORDERLY: Final = frozenset({None, "", "input_ended"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +84,9 @@ async def run(job: Job, *, source: Source, client: SluiceClient, display: Displa
 async def _check(exchange: Exchange, client: SluiceClient, *, complete: bool) -> None:
     """Raise RunFailedError if the session did not end as it should, or did not return what it should."""
     with suppress(ApiError, UnreachableError):
-        session = await client.session(exchange.session)
-        if session.end_reason not in ORDERLY:
-            message = f": {session.end_message}" if session.end_message else ""
-            raise RunFailedError(
-                f"the session ended early: {session.end_reason}{message}", reason=session.end_reason or ""
-            )
+        failure = early_end(await client.session(exchange.session))
+        if failure is not None:
+            raise failure
     tally = exchange.tally
     if not tally.received:
         raise RunFailedError(f"none of {tally.sent} frames came back")

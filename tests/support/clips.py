@@ -47,6 +47,8 @@ def clip(
             video.set_display_rotation(rotation)
         sound = container.add_stream(audio, rate=48_000, layout=layout) if audio else None
         assert sound is None or isinstance(sound, av.AudioStream)
+        if sound is not None:
+            sound.codec_context.bit_rate = 128_000
         for number, at in enumerate(pts):
             frame = picture(*size, number)
             frame.pts, frame.time_base = at, TICK

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 # extra: (what must import, what must not be there)
 SLICES: Final = {
     "ingest": ("services.ingest.__main__", ("av", "cv2", "numpy", "sqlalchemy", "torch", "typer")),
@@ -30,34 +31,31 @@ sys.exit(f"carries {carried}" if carried else 0)
 """
 
 
-def check(extra: str) -> str:
-    """Build the environment of one extra; return what is wrong with it, or nothing."""
+def check(extra: str, wheel: Path) -> str:
+    """Build the environment of one extra of `wheel`; return what is wrong with it, or nothing."""
     module, absent = SLICES[extra]
     with tempfile.TemporaryDirectory(prefix=f"slice-{extra}-") as directory:
-        subprocess.run([sys.executable, "-m", "venv", directory], check=True, timeout=120)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True, timeout=120)
         python = str(Path(directory) / "bin" / "python")
-        install = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-            "-c",
-            "constraints.txt",
-        ]
-        for command in ([*install, f".[{extra}]"], [python, "-c", CHECK, module, *absent]):
-            # Away from the source tree for the import: what is not packaged must not be found.
-            cwd = ROOT if command[1] == "-m" else Path(directory)
-            done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+        pins = ("-c", str(ROOT / "constraints.txt"))
+        install = [*PIP, "--python", python, "install", "-q", "--no-compile", *pins, f"{wheel}[{extra}]"]
+        for command in (install, [python, "-c", CHECK, module, *absent]):
+            # Away from the source tree: what is not packaged must not be found.
+            done = subprocess.run(
+                command, cwd=directory, capture_output=True, text=True, timeout=600, check=False
+            )
             if done.returncode:
                 return f"{extra}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     return ""
 
 
 def main() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        problems = [problem for problem in pool.map(check, SLICES) if problem]
+    with tempfile.TemporaryDirectory(prefix="wheel-") as directory, ThreadPoolExecutor(2) as pool:
+        subprocess.run(
+            [*PIP, "wheel", "-q", "--no-deps", "-w", directory, str(ROOT)], check=True, timeout=300
+        )
+        (wheel,) = Path(directory).glob("*.whl")
+        problems = [problem for problem in pool.map(lambda extra: check(extra, wheel), SLICES) if problem]
     sys.stdout.write("\n".join(problems) + "\n" if problems else f"{len(SLICES)} slices stand alone\n")
     sys.exit(1 if problems else 0)
 

@@ -356,6 +356,7 @@ class UsageWindow(_message.Message):
     RUNNER_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     UNIX_MS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`<session>:<epoch>:<seq>`, deterministic"""
     session: _builtins.str
@@ -381,6 +382,8 @@ class UsageWindow(_message.Message):
     """whose meter: the ingest process; it is told of the confirmation"""
     unix_ms: _builtins.int
     """wall clock at the window's end, for records only"""
+    traceparent: _builtins.str
+    """of the session: the bill and the trace meet here"""
     def __init__(
         self,
         *,
@@ -403,10 +406,11 @@ class UsageWindow(_message.Message):
         runner: _builtins.str = ...,
         source: _builtins.str = ...,
         unix_ms: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_reason", b"end_reason", "epoch", b"epoch", "final", b"final", "frames_dropped", b"frames_dropped", "frames_in", b"frames_in", "frames_out", b"frames_out", "from_ms", b"from_ms", "id", b"id", "pipeline", b"pipeline", "quantity", b"quantity", "runner", b"runner", "seq", b"seq", "session", b"session", "source", b"source", "stream", b"stream", "tenant", b"tenant", "to_ms", b"to_ms", "unit", b"unit", "unix_ms", b"unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_reason", b"end_reason", "epoch", b"epoch", "final", b"final", "frames_dropped", b"frames_dropped", "frames_in", b"frames_in", "frames_out", b"frames_out", "from_ms", b"from_ms", "id", b"id", "pipeline", b"pipeline", "quantity", b"quantity", "runner", b"runner", "seq", b"seq", "session", b"session", "source", b"source", "stream", b"stream", "tenant", b"tenant", "to_ms", b"to_ms", "traceparent", b"traceparent", "unit", b"unit", "unix_ms", b"unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,7 @@ class OpenRequest(_message.Message):
     runner: _builtins.str
     """for the meter and for status"""
     processes_audio: _builtins.bool
+    """of the first `Open`"""
     def __init__(
         self,
         *,
@@ -221,19 +222,15 @@ class ReportRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
-    PAID_UNTIL_MS_FIELD_NUMBER: _builtins.int
     session: _builtins.str
-    paid_until_ms: _builtins.int
-    """a watcher that knows of newer credit says so; the larger value holds"""
     def __init__(
         self,
         *,
         session: _builtins.str = ...,
-        paid_until_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["paid_until_ms", b"paid_until_ms", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,7 +61,8 @@ class BridgeServicer:
 
     def Open(self, request, context):
         """Makes the session's channels for a runner. The first `Open` of a session has epoch 1; a higher epoch adds a
-        candidate output. Idempotent by (session, epoch). NOT_FOUND when the publisher has gone meanwhile.
+        candidate output. Idempotent by (session, epoch): again with newer credit extends it, and `overdraft_ms` 0
+        says that there will be no more. NOT_FOUND when the publisher has gone meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

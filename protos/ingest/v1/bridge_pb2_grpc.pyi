@@ -33,7 +33,8 @@ class BridgeStub:
     def __new__(cls, channel: _aio.Channel) -> BridgeAsyncStub: ...
     Open: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.OpenRequest, _bridge_pb2.OpenResponse]
     """Makes the session's channels for a runner. The first `Open` of a session has epoch 1; a higher epoch adds a
-    candidate output. Idempotent by (session, epoch). NOT_FOUND when the publisher has gone meanwhile.
+    candidate output. Idempotent by (session, epoch): again with newer credit extends it, and `overdraft_ms` 0
+    says that there will be no more. NOT_FOUND when the publisher has gone meanwhile.
     """
     Promote: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.PromoteRequest, _bridge_pb2.PromoteResponse]
     """Takes the output of `epoch` from its next key frame on, and the old one below it.
@@ -51,7 +52,8 @@ class BridgeAsyncStub(BridgeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Open: _aio.UnaryUnaryMultiCallable[_bridge_pb2.OpenRequest, _bridge_pb2.OpenResponse]  # type: ignore[assignment]
     """Makes the session's channels for a runner. The first `Open` of a session has epoch 1; a higher epoch adds a
-    candidate output. Idempotent by (session, epoch). NOT_FOUND when the publisher has gone meanwhile.
+    candidate output. Idempotent by (session, epoch): again with newer credit extends it, and `overdraft_ms` 0
+    says that there will be no more. NOT_FOUND when the publisher has gone meanwhile.
     """
     Promote: _aio.UnaryUnaryMultiCallable[_bridge_pb2.PromoteRequest, _bridge_pb2.PromoteResponse]  # type: ignore[assignment]
     """Takes the output of `epoch` from its next key frame on, and the old one below it.
@@ -72,7 +74,8 @@ class BridgeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_bridge_pb2.OpenResponse, _abc.Awaitable[_bridge_pb2.OpenResponse]]:
         """Makes the session's channels for a runner. The first `Open` of a session has epoch 1; a higher epoch adds a
-        candidate output. Idempotent by (session, epoch). NOT_FOUND when the publisher has gone meanwhile.
+        candidate output. Idempotent by (session, epoch): again with newer credit extends it, and `overdraft_ms` 0
+        says that there will be no more. NOT_FOUND when the publisher has gone meanwhile.
         """
 
     @_abc_1.abstractmethod

@@ -11,13 +11,15 @@ import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Final
 
 from aiohttp import HttpVersion11, web
+from opentelemetry.trace import SpanKind
 
 from services.common.errors import ConflictError, InvalidError, NotFoundError, SluiceError, TooLargeError
 from services.common.settings import host_port
+from services.common.telemetry import span
 from services.common.trickle import metrics
 from services.common.trickle.channel import Channel, SegmentReader, SegmentWriter
 from services.common.trickle.protocol import (
@@ -48,6 +50,7 @@ LINGER_S: Final = (
 )
 KEEPALIVE_S: Final = 600.0  # an idle connection's life: the reference's
 BACKLOG: Final = 512
+FIRST: Final = frozenset({"0", str(NEXT), str(CURRENT)})
 
 _ENDED: Final = {CLOSED: TERMINATED}
 
@@ -110,13 +113,21 @@ async def serve_trickle(
         listener.close()
 
 
+def _traced(request: web.Request) -> AbstractContextManager[object]:
+    """A span for the first segment that a client reads or writes, if it says to whose trace it belongs."""
+    if "traceparent" not in request.headers or request.match_info.get("index") not in FIRST:
+        return contextlib.nullcontext()
+    return span(f"trickle {request.method}", carrier=request.headers, kind=SpanKind.SERVER)
+
+
 @web.middleware
 async def _translate(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Render what a handler raised before its response began; a POST's connection ends with it."""
     try:
-        return await handler(request)
+        with _traced(request):
+            return await handler(request)
     except SegmentMissingError as missing:
         metrics.LAGGED.inc(max(missing.latest - missing.index, 0))
         return web.Response(

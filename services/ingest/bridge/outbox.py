@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, TypeVar
 
 import structlog
@@ -20,6 +20,7 @@ from prometheus_client import Counter, Gauge
 from protos.events.v1 import events_pb2
 from services.common.bus import Bus
 from services.common.errors import InvalidError, SluiceError
+from services.common.telemetry import continued
 from services.common.topology import usage, usage_confirmed
 
 log = structlog.get_logger()
@@ -112,7 +113,9 @@ class Outbox:
                 due = await self._run(self._due)
                 for identifier, subject, payload, attempts in due:
                     # The transport's own de-duplication would swallow a repeat before billing can confirm it.
-                    await self._bus.store(subject, payload, message_id=f"{identifier}#{attempts}")
+                    window = events_pb2.UsageWindow.FromString(payload)
+                    with continued({"traceparent": window.traceparent}):
+                        await self._bus.store(subject, payload, message_id=f"{identifier}#{attempts}")
                     await self._run(lambda identifier=identifier: self._mark(identifier))  # type: ignore[misc]
                 if len(due) == BATCH:
                     continue
@@ -125,6 +128,14 @@ class Outbox:
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    async def flush(self, within_s: float) -> None:
+        """Wait until everything was sent once, or until `within_s` is over: before an orderly end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while await self._run(self._due):
+                    self._wake.set()
+                    await asyncio.sleep(0.05)
 
     async def _store_again(self) -> None:
         if self._unstored:

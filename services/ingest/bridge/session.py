@@ -539,6 +539,7 @@ class BridgeSession:
                     runner=self.runner,
                     source=self._outbox.source,
                     unix_ms=time.time_ns() // 1_000_000,
+                    traceparent=self.identity.traceparent,
                 )
             )
 

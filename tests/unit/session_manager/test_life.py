@@ -1,0 +1,93 @@
+"""The verdicts of a session's owner, as tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from protos.ingest.v1 import bridge_pb2
+from services.common import errors
+from services.session_manager.life import Watched, alive, phase_seen, start_failure
+from services.session_manager.machine import Phase, Session, SessionId, StreamId
+
+SENDING, SILENT = bridge_pb2.PUBLISHER_SENDING, bridge_pb2.PUBLISHER_SILENT
+FINISHED, WAITING = bridge_pb2.PUBLISHER_FINISHED, bridge_pb2.PUBLISHER_WAITING
+
+
+@pytest.mark.parametrize(
+    ("was", "publisher", "output_age_ms", "now"),
+    [
+        # nothing came out yet: no report moves the phase
+        (Phase.STARTING, SENDING, -1, Phase.STARTING),
+        (Phase.STARTING, SILENT, -1, Phase.STARTING),
+        (Phase.STARTING, WAITING, -1, Phase.STARTING),
+        (Phase.ALLOCATING, SENDING, -1, Phase.ALLOCATING),
+        # the first picture
+        (Phase.STARTING, SENDING, 0, Phase.LIVE),
+        (Phase.STARTING, FINISHED, 0, Phase.LIVE),
+        (Phase.STARTING, SILENT, 0, Phase.PAUSED),
+        # the publisher falls silent, and comes back
+        (Phase.LIVE, SILENT, 3000, Phase.PAUSED),
+        (Phase.DEGRADED, SILENT, 3000, Phase.PAUSED),
+        (Phase.PAUSED, SILENT, 9000, Phase.PAUSED),
+        (Phase.PAUSED, SENDING, 9000, Phase.LIVE),
+        # nothing of a report
+        (Phase.LIVE, SENDING, 40, Phase.LIVE),
+        (Phase.DEGRADED, SENDING, 40, Phase.DEGRADED),
+        (Phase.MIGRATING, SENDING, 40, Phase.MIGRATING),
+        (Phase.MIGRATING, SILENT, 40, Phase.MIGRATING),
+        (Phase.ENDED, SENDING, 40, Phase.ENDED),
+        (Phase.ENDED, SILENT, 40, Phase.ENDED),
+    ],
+)
+def test_the_bridges_report_stands_for_a_phase(
+    was: Phase, publisher: bridge_pb2.Publisher.ValueType, output_age_ms: int, now: Phase
+) -> None:
+    report = bridge_pb2.BridgeReport(publisher=publisher, output_age_ms=output_age_ms)
+    assert phase_seen(was, report) is now
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errors.PaymentRequiredError("no"), "credit_exhausted"),
+        (errors.ExhaustedError("no"), "no_capacity"),
+        (errors.ConflictError("no", reason="STREAM_BUSY"), "stream_busy"),
+        (errors.ConflictError("no", reason="SESSION_ENDED"), "start_failed"),
+        (errors.InvalidError("no"), "input_unusable"),
+        (errors.UnavailableError("no"), "start_failed"),
+        (errors.DeadlineExceededError("no"), "start_failed"),
+        (errors.NotFoundError("no"), "start_failed"),
+    ],
+    ids=lambda value: getattr(value, "reason", value),
+)
+def test_a_failed_start_has_the_reason_of_what_stood_in_its_way(
+    error: errors.SluiceError, reason: str
+) -> None:
+    assert start_failure(error) == reason
+
+
+def session(phase: Phase) -> Session:
+    return Session(
+        id=SessionId("ses_aaaaaaaa"),
+        stream=StreamId("str_aaaaaaaa"),
+        tenant="acme",
+        pipeline="effects",
+        owner="replica",
+        bridge="ingest:7000",
+        created_unix_ms=0,
+        phase=phase,
+    )
+
+
+def test_nothing_is_made_for_a_session_that_has_ended() -> None:
+    assert alive(session(Phase.LIVE)).phase is Phase.LIVE
+    with pytest.raises(errors.ConflictError) as refusal:
+        alive(session(Phase.ENDED))
+    assert refusal.value.reason == "SESSION_ENDED"
+
+
+def test_session_time_goes_on_between_reports() -> None:
+    state = Watched(session(Phase.LIVE))
+    state.report = bridge_pb2.BridgeReport(session_ms=60_000)
+    state.reported_s -= 2.5
+    assert 62_500 <= state.session_ms < 63_500

@@ -1,0 +1,245 @@
+"""What a session and a stream may become: the whole table, and what no sequence of steps can break."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from services.common.errors import ConflictError, InvalidError
+from services.session_manager.machine import (
+    MAX_SCHEDULED,
+    NEXT,
+    Phase,
+    Reason,
+    Scheduled,
+    Session,
+    SessionId,
+    Stream,
+    StreamId,
+    json_object,
+)
+
+A, B = SessionId("ses_aaaaaaaa"), SessionId("ses_bbbbbbbb")
+# Section 7 of the architecture, written out once more by hand.
+LEGAL = {
+    ("ALLOCATING", "STARTING"),
+    ("STARTING", "LIVE"),
+    ("STARTING", "PAUSED"),
+    ("LIVE", "DEGRADED"),
+    ("DEGRADED", "LIVE"),
+    ("LIVE", "PAUSED"),
+    ("DEGRADED", "PAUSED"),
+    ("PAUSED", "LIVE"),
+    ("LIVE", "MIGRATING"),
+    ("DEGRADED", "MIGRATING"),
+    ("PAUSED", "MIGRATING"),
+    ("MIGRATING", "LIVE"),
+    *((phase.name, "ENDED") for phase in Phase if phase is not Phase.ENDED),
+}
+
+
+def session(phase: Phase = Phase.ALLOCATING) -> Session:
+    return Session(
+        id=A,
+        stream=StreamId("str_aaaaaaaa"),
+        tenant="acme",
+        pipeline="effects",
+        owner="replica",
+        bridge="ingest:7000",
+        created_unix_ms=1000,
+        phase=phase,
+    )
+
+
+def stream(**facts: object) -> Stream:
+    one = Stream(
+        id=StreamId("str_aaaaaaaa"),
+        tenant="acme",
+        name="",
+        pipeline="effects",
+        params={"prompt": "neon", "strength": 1.0},
+        params_schema={},
+        created_unix_ms=1000,
+    )
+    return replace(one, **facts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("was", "asked"), list(product(Phase, Phase)), ids=lambda phase: phase.name)
+def test_a_phase_follows_another_only_along_an_edge(was: Phase, asked: Phase) -> None:
+    if (was.name, asked.name) in LEGAL:
+        moved = session(was).to(asked)
+        assert (moved.phase, moved.revision) == (asked, 1)
+        return
+    with pytest.raises(ConflictError) as refusal:
+        session(was).to(asked)
+    assert refusal.value.details == {"session": A, "was": was.name, "asked": asked.name}
+
+
+def test_every_phase_has_a_row_in_the_table() -> None:
+    assert set(NEXT) == set(Phase)
+
+
+def test_of_several_ends_the_first_one_holds() -> None:
+    ended = session(Phase.LIVE).end(Reason.STOPPED, "by hand", 2000)
+    assert ended.end(Reason.INTERNAL_ERROR, "later", 3000) is ended
+    assert (ended.end_reason, ended.end_message, ended.ended_unix_ms) == ("stopped", "by hand", 2000)
+
+
+def test_facts_change_without_the_phase_and_count_as_a_revision() -> None:
+    granted = session().with_(runner="r1", slot_epoch=7)
+    assert (granted.phase, granted.runner, granted.slot_epoch, granted.revision) == (
+        Phase.ALLOCATING,
+        "r1",
+        7,
+        1,
+    )
+
+
+class AnySteps(RuleBasedStateMachine):
+    """A record under whatever several replicas and their timers do to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record = session()
+        self.was = self.record
+
+    def become(self, now: Session) -> None:
+        self.was, self.record = self.record, now
+
+    @rule(phase=st.sampled_from([phase for phase in Phase if phase is not Phase.ENDED]))
+    def move(self, phase: Phase) -> None:
+        try:
+            self.become(self.record.to(phase))
+        except ConflictError:
+            assert phase not in NEXT[self.record.phase]
+
+    @rule(reason=st.sampled_from(Reason), at=st.integers(1, 10**6))
+    def end(self, reason: Reason, at: int) -> None:
+        self.become(self.record.end(reason, reason.value, at))
+
+    @rule(paid=st.integers(0, 10**6))
+    def renew(self, paid: int) -> None:
+        self.become(self.record.with_(paid_until_ms=paid))
+
+    @precondition(lambda self: self.record.phase is not Phase.ENDED)
+    @rule()
+    def attach_elsewhere(self) -> None:
+        self.become(self.record.with_(epoch=self.record.epoch + 1))
+
+    @invariant()
+    def an_end_is_final(self) -> None:
+        if self.was.phase is Phase.ENDED:
+            assert self.record.phase is Phase.ENDED
+            assert self.record.end_reason == self.was.end_reason
+            assert self.record.ended_unix_ms == self.was.ended_unix_ms
+
+    @invariant()
+    def only_what_has_ended_has_a_reason(self) -> None:
+        assert bool(self.record.end_reason) == (self.record.phase is Phase.ENDED)
+        assert bool(self.record.ended_unix_ms) == (self.record.phase is Phase.ENDED)
+
+    @invariant()
+    def every_change_is_a_revision(self) -> None:
+        if self.record is not self.was:
+            assert self.record.revision == self.was.revision + 1
+
+    @invariant()
+    def the_epoch_never_falls(self) -> None:
+        assert self.record.epoch >= self.was.epoch
+
+
+TestAnySteps = AnySteps.TestCase
+
+
+def test_a_patch_is_the_streams_next_revision_and_takes_effect_at_once() -> None:
+    patched = stream().patched({"prompt": "sketch"}, 0)
+    assert patched.params == {"prompt": "sketch", "strength": 1.0}
+    assert (patched.revision, patched.scheduled) == (2, ())
+
+
+def test_a_scheduled_patch_leaves_the_parameters_until_its_picture() -> None:
+    waiting = stream().patched({"prompt": "sketch"}, 180_000)
+    assert waiting.params["prompt"] == "neon"
+    assert waiting.revision == 2
+    assert waiting.past(179_999) is waiting
+    due = waiting.past(180_000)
+    assert due.params["prompt"] == "sketch"
+    assert (due.revision, due.scheduled) == (2, ())
+
+
+def test_patches_that_are_due_are_folded_in_the_order_of_their_pictures() -> None:
+    waiting = (
+        stream()
+        .patched({"prompt": "third"}, 300)
+        .patched({"prompt": "first", "strength": 0.1}, 100)
+        .patched({"prompt": "second"}, 200)
+    )
+    assert waiting.past(250).params == {"prompt": "second", "strength": 0.1}
+    assert [item.revision for item in waiting.past(250).scheduled] == [2]
+    assert waiting.past(300).params == {"prompt": "third", "strength": 0.1}
+
+
+def test_of_two_patches_for_one_picture_the_newer_wins() -> None:
+    waiting = stream().patched({"prompt": "older"}, 100).patched({"prompt": "newer"}, 100)
+    assert waiting.past(100).params["prompt"] == "newer"
+
+
+def test_at_most_a_hundred_patches_wait_at_a_time() -> None:
+    full = stream(scheduled=tuple(Scheduled(2 + i, {}, 100) for i in range(MAX_SCHEDULED)), revision=101)
+    with pytest.raises(InvalidError) as refusal:
+        full.patched({"prompt": "x"}, 100)
+    assert refusal.value.details["field"] == "apply_at_pts"
+    assert full.patched({"prompt": "x"}, 0).revision == 102, "one that waits for nothing is taken"
+
+
+def test_a_stream_has_one_session_at_a_time() -> None:
+    claimed = stream().claimed_by(A)
+    assert (claimed.session, claimed.last_session) == (A, A)
+    assert claimed.claimed_by(A) == claimed, "again is harmless"
+    with pytest.raises(ConflictError) as refusal:
+        claimed.claimed_by(B)
+    assert refusal.value.reason == "STREAM_BUSY"
+    assert refusal.value.details["session"] == A
+
+
+def test_only_its_own_session_makes_a_stream_idle() -> None:
+    claimed = stream().claimed_by(A)
+    assert claimed.released_by(B) is claimed
+    idle = claimed.released_by(A)
+    assert (idle.session, idle.last_session) == ("", A)
+    assert idle.claimed_by(B).last_session == B
+
+
+def test_what_was_scheduled_goes_with_the_session_whose_pictures_it_named() -> None:
+    assert stream().claimed_by(A).patched({"prompt": "x"}, 100).released_by(A).scheduled == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        '"text"',
+        "1",
+        "null",
+        "{",
+        "nonsense",
+        '{"strength": NaN}',
+        '{"strength": -Infinity}',
+        '{"strength": 1e999}',
+        '{"a": ' * 5000 + "1" + "}" * 5000,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_is_no_json_object_is_refused_by_the_fields_name(text: str) -> None:
+    with pytest.raises(InvalidError) as refusal:
+        json_object(text, "params")
+    assert refusal.value.details["field"] == "params"
+
+
+def test_an_empty_text_is_an_empty_object() -> None:
+    assert json_object("", "params") == {}
+    assert json_object('{"a": {"b": 1.5}}', "params") == {"a": {"b": 1.5}}

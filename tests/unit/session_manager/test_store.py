@@ -1,0 +1,110 @@
+"""Records on the wire and back."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protos.sessions.v1 import sessions_pb2 as pb
+from services.session_manager.machine import (
+    Delivery,
+    Phase,
+    Scheduled,
+    Session,
+    SessionId,
+    Stream,
+    StreamId,
+)
+from services.session_manager.store import (
+    patch_to_proto,
+    session_from_proto,
+    session_to_proto,
+    stream_from_proto,
+    stream_to_proto,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+COUNT = st.integers(0, 2**63 - 1)
+SMALL = st.integers(0, 2**31 - 1)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+PARAMS = st.dictionaries(TEXT, VALUES, max_size=4)
+
+SESSIONS = st.builds(
+    Session,
+    id=TEXT.map(SessionId),
+    stream=TEXT.map(StreamId),
+    tenant=TEXT,
+    pipeline=TEXT,
+    owner=TEXT,
+    bridge=TEXT,
+    created_unix_ms=COUNT,
+    phase=st.sampled_from(Phase),
+    end_reason=TEXT,
+    end_message=TEXT,
+    epoch=COUNT,
+    runner=TEXT,
+    runner_address=TEXT,
+    slot=SMALL,
+    slot_epoch=COUNT,
+    paid_until_ms=COUNT,
+    micro_per_second=COUNT,
+    ended_unix_ms=COUNT,
+    settled=st.booleans(),
+    revision=COUNT,
+    degraded_by=TEXT,
+    traceparent=TEXT,
+    delivery=st.sampled_from(Delivery),
+    max_duration_ms=COUNT,
+)
+STREAMS = st.builds(
+    Stream,
+    id=TEXT.map(StreamId),
+    tenant=TEXT,
+    name=TEXT,
+    pipeline=TEXT,
+    params=PARAMS,
+    params_schema=PARAMS,
+    created_unix_ms=COUNT,
+    revision=COUNT,
+    delivery=st.sampled_from(Delivery),
+    session=TEXT,
+    last_session=TEXT,
+    output_rtmp_url=TEXT,
+    processes_audio=st.booleans(),
+    author=TEXT,
+    deleted=st.booleans(),
+    scheduled=st.lists(st.builds(Scheduled, COUNT, PARAMS, COUNT), max_size=3).map(tuple),
+)
+
+
+@given(SESSIONS)
+def test_a_session_comes_back_from_its_bytes_as_it_was(session: Session) -> None:
+    raw = session_to_proto(session).SerializeToString()
+    assert session_from_proto(pb.Session.FromString(raw)) == session
+
+
+@given(STREAMS)
+def test_a_stream_comes_back_from_its_bytes_as_it_was(stream: Stream) -> None:
+    raw = stream_to_proto(stream).SerializeToString()
+    assert stream_from_proto(pb.Stream.FromString(raw)) == stream
+
+
+def test_the_wire_has_every_fact_of_a_record_and_no_other() -> None:
+    assert {field.name for field in fields(Session)} == {f.name for f in pb.Session.DESCRIPTOR.fields}
+    assert {field.name for field in fields(Stream)} == {f.name for f in pb.Stream.DESCRIPTOR.fields}
+
+
+def test_the_wires_phases_are_the_machines() -> None:
+    wire = {name.removeprefix("PHASE_"): value for name, value in pb.Phase.items() if value}
+    assert wire == {phase.name: phase.value for phase in Phase}
+
+
+def test_a_patch_is_json_with_its_revision_and_its_picture() -> None:
+    message = patch_to_proto(Scheduled(3, {"b": None, "a": 1}, 90_000))
+    assert (message.revision, message.patch, message.apply_at_pts) == (3, '{"a":1,"b":null}', 90_000)
