@@ -1,14 +1,16 @@
-"""Which parameters are in effect at a frame: the fold of the due patches, in order of revision. Pure.
+"""Which parameters are in effect at a frame: the fold of the due patches, in the order of their effect. Pure.
 
-The rule it keeps: revisions may arrive in any order and more than once, and the outcome is the same. A patch
-that was in effect once stays so, wherever the clock goes.
+A scheduled patch takes effect at its picture, any other as soon as it is here; among those the order is that
+of their revisions, however they arrived. Revisions may come more than once. A patch that was in effect once
+stays so, wherever the clock goes.
 """
 
 from __future__ import annotations
 
+import sys
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from services.common.errors import ConflictError, InvalidError
@@ -34,13 +36,13 @@ class Fold:
     """Complete parameters at `revision`, and the patches that are not in them, in order of revision.
 
     Patches may have revisions below the base's: those that waited for their time when the base was made.
-    `applied` are those that a frame has shown.
+    `shown` says of the patches that a frame has shown, at which pts it did so first.
     """
 
     revision: int
     params: Mapping[str, Any]
     patches: tuple[Patch, ...] = ()
-    applied: frozenset[int] = frozenset()
+    shown: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.params, Mapping):
@@ -62,49 +64,61 @@ class Fold:
             return self
         patches = list(self.patches)
         insort(patches, patch, key=lambda one: one.revision)
+        fold = replace(self, patches=tuple(patches))
         if len(patches) <= CAPACITY:
-            return replace(self, patches=tuple(patches))
-        oldest = patches[0]
-        if oldest.revision not in self.applied:
+            return fold
+        first = fold.in_order_of_effect(sys.maxsize)[0]
+        if first.revision not in self.shown:
             raise ConflictError("too many parameter changes wait for their time", reason="TOO_MANY_SCHEDULED")
-        return _compacted(replace(self, patches=tuple(patches)), 1)
+        return fold.settled([first])
 
     def effective(self, pts: int) -> tuple[Mapping[str, Any], int]:
         """The parameters for a frame at `pts`, and the newest revision in them."""
         params, revision = self.params, self.revision
-        for patch in self.patches:
-            if patch.revision in self.applied or patch.due(pts):
+        for patch in self.in_order_of_effect(pts):
+            if patch.revision in self.shown or patch.due(pts):
                 params, revision = _merged(params, patch), max(revision, patch.revision)
         return params, revision
 
     def applied_at(self, pts: int) -> tuple[Fold, tuple[int, ...]]:
         """The fold after a frame at `pts`, and the revisions that this frame is the first to show."""
         fresh = tuple(
-            patch.revision for patch in self.patches if patch.revision not in self.applied and patch.due(pts)
+            patch.revision for patch in self.patches if patch.revision not in self.shown and patch.due(pts)
         )
         if not fresh:
             return self, ()
-        applied = self.applied.union(fresh)
-        newest, settled = self.revision, 0
-        for patch in self.patches:  # below the first gap nothing can arrive: those need not be kept apart
-            if patch.revision > newest + 1 or patch.revision not in applied:
-                break
-            newest, settled = max(newest, patch.revision), settled + 1
-        return _compacted(replace(self, applied=applied), settled), fresh
+        fold = replace(self, shown={**self.shown, **dict.fromkeys(fresh, pts)})
+        above = [patch.revision for patch in self.patches if patch.revision > self.revision]
+        complete = above == list(range(self.revision + 1, self.revision + 1 + len(above)))
+        if complete and all(patch.revision in fold.shown for patch in self.patches):
+            return fold.settled(fold.in_order_of_effect(pts)), fresh  # nothing can come in between any more
+        return fold, fresh
 
     def outcomes(self) -> Iterator[Mapping[str, Any]]:
         """Every set of parameters that will be in effect at some time if nothing else arrives."""
         for pts in sorted({0, *(patch.apply_at_pts for patch in self.patches)}):
             yield self.effective(pts)[0]
 
+    def in_order_of_effect(self, pts: int) -> list[Patch]:
+        """The patches in the order in which they take effect, for a frame at `pts`."""
+        moment = pts
+        keyed: list[tuple[int, int, Patch]] = []
+        for patch in reversed(self.patches):
+            if patch.apply_at_pts > 0:
+                keyed.append((patch.apply_at_pts, patch.revision, patch))
+            else:  # not after a newer one: a late arrival takes the place that it would have had
+                moment = min(moment, self.shown.get(patch.revision, moment))
+                keyed.append((moment, patch.revision, patch))
+        return [patch for _, _, patch in sorted(keyed, key=lambda one: one[:2])]
 
-def _compacted(fold: Fold, count: int) -> Fold:
-    """The fold with its `count` oldest patches, all applied, made part of the base."""
-    params, revision = fold.params, fold.revision
-    for patch in fold.patches[:count]:
-        params, revision = _merged(params, patch), max(revision, patch.revision)
-    patches = fold.patches[count:]
-    return Fold(revision, params, patches, fold.applied & {patch.revision for patch in patches})
+    def settled(self, patches: Iterable[Patch]) -> Fold:
+        """The fold with `patches`, which come first in the order of effect, made part of the base."""
+        params, revision, gone = self.params, self.revision, set[int]()
+        for patch in patches:
+            params, revision = _merged(params, patch), max(revision, patch.revision)
+            gone.add(patch.revision)
+        kept = tuple(patch for patch in self.patches if patch.revision not in gone)
+        return Fold(revision, params, kept, {one: at for one, at in self.shown.items() if one not in gone})
 
 
 def _merged(params: Mapping[str, Any], patch: Patch) -> Mapping[str, Any]:

@@ -95,7 +95,11 @@ async def _check(exchange: Exchange, client: SluiceClient, *, complete: bool) ->
 
 
 async def _settle(exchange: Exchange, client: SluiceClient) -> bool:
-    """Wait a little for the ledger's word on the cost; whether there is one."""
+    """Wait a little for the ledger's last word on the cost; whether there is one.
+
+    A line counts when it says the same twice: a window of usage may arrive after the session is settled.
+    """
+    settled_micro: int | None = None
     with suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
             while True:
@@ -103,9 +107,12 @@ async def _settle(exchange: Exchange, client: SluiceClient) -> bool:
                     if exchange.currency is None:
                         exchange.currency = str((await client.prices())["currency"])
                     for line in (await client.usage(exchange.session))["data"]:
-                        if line["settled"]:
-                            exchange.cost_micro = line["cost_micro"]
+                        if not line["settled"]:
+                            exchange.cost_micro = max(exchange.cost_micro or 0, line["cost_micro"])
+                            continue
+                        exchange.cost_micro = line["cost_micro"]
+                        if exchange.cost_micro == settled_micro:
                             return True
-                        exchange.cost_micro = max(exchange.cost_micro or 0, line["cost_micro"])
+                        settled_micro = exchange.cost_micro
                 await asyncio.sleep(SETTLE_POLL_S)
     return False

@@ -15,7 +15,7 @@ import av
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
-from sluice.transform.source import opened
+from sluice.transform.source import is_known, opened
 
 # libav would put more into an MP4, but then it plays in few places beyond libav.
 COPIED_INTO_MP4: Final = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"})
@@ -31,7 +31,8 @@ class Sound:
 
     def __init__(self, path: Path) -> None:
         self._container = opened(path)
-        self._stream: AudioStream | None = next(iter(self._container.streams.audio), None)
+        known = (stream for stream in self._container.streams.audio if is_known(stream))
+        self._stream: AudioStream | None = next(known, None)
         self._time_base = (self._stream.time_base if self._stream else None) or Fraction(1, 48_000)
         self._packets: Iterator[av.Packet[AudioStream]] = iter(())
         self._held: av.Packet[AudioStream] | None = None

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import av
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 from av.video.stream import VideoStream
@@ -168,11 +168,16 @@ def opened(path: Path) -> av.container.InputContainer:
         raise InvalidError(f"{path} is not a video, or not a whole one ({error.strerror})") from error
 
 
+def is_known(stream: Stream) -> bool:
+    """Whether libav can decode it; if not there is, against PyAV's types, no context."""
+    return getattr(stream, "codec_context", None) is not None
+
+
 def _video_of(container: av.container.InputContainer, path: Path) -> VideoStream:
     if container.format.name in NO_VIDEOS or container.format.name.endswith("_pipe"):
         raise InvalidError(f"{path} is not a video")
     for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
+        if not stream.disposition & Disposition.attached_pic and is_known(stream):
             return stream
     raise InvalidError(f"{path} has no video in it, only {_kinds(container)}")
 

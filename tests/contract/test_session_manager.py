@@ -1,31 +1,20 @@
-"""Streams and sessions against a real NATS: a session is started whole or not at all, and ends once."""
+"""One session's life against a real NATS: started whole or not at all, watched, ended once, everything freed."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import REGISTRY
 
 from protos.billing.v1 import billing_pb2
-from protos.billing.v1.billing_pb2_grpc import add_BillingServicer_to_server
 from protos.events.v1 import events_pb2
 from protos.inference.v1 import runner_pb2
-from protos.inference.v1.runner_pb2_grpc import add_RunnerServicer_to_server
 from protos.ingest.v1 import bridge_pb2
-from protos.ingest.v1.bridge_pb2_grpc import add_BridgeServicer_to_server
 from protos.router.v1 import router_pb2
-from protos.router.v1.router_pb2_grpc import add_RouterServicer_to_server
 from protos.sessions.v1 import sessions_pb2 as pb
-from protos.sessions.v1.sessions_pb2_grpc import SessionsStub, add_SessionsServicer_to_server
-from services.common.bus import Bus, connect
 from services.common.errors import (
     ConflictError,
     DeadlineExceededError,
@@ -33,127 +22,665 @@ from services.common.errors import (
     InvalidError,
     NotFoundError,
     PaymentRequiredError,
-    RateLimitedError,
     SluiceError,
     UnavailableError,
 )
-from services.common.grpc_client import Channels, call, channel, stream
-from services.common.grpc_server import serve_grpc
+from services.common.grpc_client import stream
 from services.common.lifecycle import background
-from services.common.topology import EVENTS, REPLICAS, SESSIONS, STREAMS
-from services.session_manager import life, ownership
-from services.session_manager.life import Lives
-from services.session_manager.machine import Phase, Session, SessionId, StreamId
-from services.session_manager.neighbours import Neighbours
-from services.session_manager.ownership import Ownership
-from services.session_manager.server import SessionsServicer
-from services.session_manager.settings import SessionManagerSettings
-from services.session_manager.store import Store
-from tests.support.fakes import FakeBilling, FakeBridge, FakeRouter, FakeRunner, OpenSession, serving
-from tests.support.nats import NatsServer, nats_server
+from services.common.topology import EVENTS
+from services.session_manager import life
+from services.session_manager.machine import SessionId
+from tests.support.fakes import FakeRunner
+from tests.support.nats import nats_server
+from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, neighbourhood, until
 
-if TYPE_CHECKING:
-    from protos.sessions.v1.sessions_pb2_grpc import SessionsAsyncStub
-
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "prompt": {"type": "string", "default": "neon"},
-        "strength": {"type": "number", "default": 1.0, "maximum": 1},
-        "seed": {"type": "integer"},
-    },
-    "additionalProperties": False,
-}
-OFFER = router_pb2.PipelineCapacity(
-    pipeline="effects", version="1.0", params_schema=json.dumps(SCHEMA), processes_audio=True
-)
-STREAM = "str_aaaaaaaaaa"
-SESSION, OTHER = "ses_aaaaaaaaaa", "ses_bbbbbbbbbb"
+OTHER = "ses_bbbbbbbbbb"
 FAILED = runner_pb2.SlotReport.STATE_FAILED
-TIMES = {
-    "slice_s": 2.0,
-    "overdraft_s": 4.0,
-    "grant_wait_s": 0.1,
-    "call_timeout_s": 1.0,
-    "attach_timeout_s": 0.5,
-    "runner_lost_after_s": 0.4,
-    "bridge_lost_after_s": 0.8,
-    "first_output_within_s": 5.0,
-    "replica_ttl_s": 2,
-    "shutdown_grace_s": 0.05,
-}
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(life, "RETRY_S", 0.05)
     monkeypatch.setattr(life, "FOREIGN_END_S", 0.3)
-    monkeypatch.setattr(ownership, "LINK_SETTLE_S", 0.5)
 
 
-class Replica:
-    """One session-manager, and calls of it. `kill` ends it as a power cut does."""
-
-    def __init__(self, stub: SessionsAsyncStub, store: Store, lives: Lives, stack: AsyncExitStack) -> None:
-        self.stub = stub
-        self.store = store
-        self.lives = lives
-        self.kill = stack.aclose
-
-    async def create(self, **facts: Any) -> pb.Stream:
-        wanted = {"id": STREAM, "tenant": "acme", "pipeline": "effects", **facts}
-        request = pb.CreateStreamRequest(stream=pb.Stream(**wanted))
-        return await call(self.stub.CreateStream, request, pb.Stream, timeout_s=5)
-
-    async def start(self, session: str, bridge: str, of: str = STREAM) -> pb.Session:
-        request = pb.StartSessionRequest(stream=of, session=session, bridge=bridge)
-        answer = await call(self.stub.StartSession, request, pb.StartSessionResponse, timeout_s=10)
-        return answer.session
-
-    async def update(self, patch: dict[str, object] | str, **facts: Any) -> pb.UpdateResponse:
-        text = patch if isinstance(patch, str) else json.dumps(patch)
-        request = pb.UpdateRequest(**{"stream": STREAM, "tenant": "acme", "patch": text, **facts})
-        return await call(self.stub.Update, request, pb.UpdateResponse, timeout_s=5)
-
-    async def stop(self, session: str = SESSION, **facts: Any) -> None:
-        request = pb.StopRequest(session=session, **facts)
-        await call(self.stub.Stop, request, pb.StopResponse, timeout_s=10)
-
-    async def stream(self, of: str = STREAM, tenant: str = "") -> pb.Stream:
-        request = pb.GetStreamRequest(id=of, tenant=tenant)
-        return await call(self.stub.GetStream, request, pb.Stream, timeout_s=5)
-
-    async def session(self, session: str = SESSION, tenant: str = "") -> pb.Session:
-        request = pb.GetRequest(session=session, tenant=tenant)
-        return await call(self.stub.Get, request, pb.Session, timeout_s=5)
-
-    async def delete(self, of: str = STREAM) -> None:
-        request = pb.DeleteStreamRequest(id=of, tenant="acme")
-        await call(self.stub.DeleteStream, request, pb.DeleteStreamResponse, timeout_s=5)
-
-    async def ended(self, session: str = SESSION, within_s: float = 6.0) -> pb.Session:
-        """The record, as soon as it has ended and holds nothing."""
-
-        async def look() -> pb.Session | None:
-            try:
-                record = await self.session(session)
-            except (NotFoundError, UnavailableError):
-                return None
-            return record if record.settled else None
-
-        return await until(look, within_s)
-
-    async def phase(self, phase: pb.Phase.ValueType, session: str = SESSION) -> None:
-        async def look() -> bool:
-            return (await self.session(session)).phase == phase
-
-        await until(look)
+@pytest.fixture
+async def around(tmp_path: Path) -> AsyncIterator[Neighbourhood]:
+    async with nats_server(tmp_path) as nats, neighbourhood(nats.url) as found:
+        yield found
 
 
-async def until[T](look: Callable[[], Awaitable[T | None]], within_s: float = 6.0) -> T:
-    async with asyncio.timeout(within_s):
-        while True:
-            found = await look()
-            if found:
-                return found
-            await asyncio.sleep(0.02)
+@pytest.fixture
+async def one(around: Neighbourhood) -> AsyncIterator[Replica]:
+    async with around.replica("one") as replica:
+        yield replica
+
+
+@pytest.fixture
+async def live(around: Neighbourhood, one: Replica) -> pb.Session:
+    """A session whose pictures come back."""
+    await one.create()
+    around.publish()
+    await one.start(around.bridge.address)
+    around.bridge.sessions[SESSION].see(frames_in=10, output_age_ms=0)
+    return await one.reaches(pb.PHASE_LIVE)
+
+
+def bugs() -> float:
+    """Failures that nobody named, reported so far in this process."""
+    return sum(
+        sample.value
+        for metric in REGISTRY.collect()
+        if metric.name == "sluice_internal_errors"
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_bug_is_reported() -> object:
+    before = bugs()
+    yield
+    assert bugs() == before, "something failed that no error class names"
+
+
+async def collected(replica: Replica, count: int) -> list[events_pb2.SessionEvent]:
+    """The first `count` session events."""
+    found: list[events_pb2.SessionEvent] = []
+
+    async def take(messages: list[object]) -> None:
+        found.extend(events_pb2.SessionEvent.FromString(message.data) for message in messages)  # type: ignore[attr-defined]
+
+    async def enough() -> bool:
+        return len(found) >= count
+
+    async with background(events=replica.bus.consume(EVENTS, "test", take, batch=100)):  # type: ignore[arg-type]
+        await until(enough)
+    return found
+
+
+# --- start
+
+
+async def test_a_session_is_started_watched_and_stopped(around: Neighbourhood, one: Replica) -> None:
+    await one.create(params='{"prompt": "sketch"}')
+    seen = around.publish()
+    session = await one.start(around.bridge.address)
+
+    assert (session.phase, session.runner, session.owner) == (pb.PHASE_STARTING, "r0", "one")
+    assert (session.paid_until_ms, session.micro_per_second) == (2000, 1000)
+    stream_ = await one.stream()
+    assert (stream_.session, stream_.last_session) == (SESSION, SESSION)
+    attached = around.runner.attached
+    assert attached is not None
+    assert (attached.session, attached.session_epoch, attached.slot_epoch) == (SESSION, 1, 1)
+    assert attached.params == '{"prompt":"sketch","strength":1.0}'
+    assert attached.revision == 1
+    assert attached.delivery == runner_pb2.DELIVERY_LIVE
+    assert getattr(attached.channels, "in").endswith(f"{SESSION}/in")
+    opened = seen.opened[0]
+    assert (opened.epoch, opened.paid_until_ms, opened.overdraft_ms) == (1, 2000, 4000)
+    assert (opened.runner, opened.processes_audio) == ("r0", True)
+
+    seen.see(frames_in=10, output_age_ms=0)
+    await one.reaches(pb.PHASE_LIVE)
+    seen.see(publisher=bridge_pb2.PUBLISHER_SILENT)
+    await one.reaches(pb.PHASE_PAUSED)
+    seen.see(publisher=bridge_pb2.PUBLISHER_SENDING)
+    await one.reaches(pb.PHASE_LIVE)
+
+    await one.stop()
+    ended = await one.ended()
+    assert (ended.phase, ended.end_reason) == (pb.PHASE_ENDED, "stopped")
+    assert ended.ended_unix_ms >= ended.created_unix_ms
+    assert around.held() == []
+    stream_ = await one.stream()
+    assert (stream_.session, stream_.last_session) == ("", SESSION)
+    assert around.bridge.gone[SESSION].closed is not None
+    told = [event.type for event in await collected(one, 5)]
+    assert told == ["starting", "live", "paused", "live", "ended"]
+
+
+def order(around: Neighbourhood) -> list[str]:
+    detach = [name for name, _ in around.runner.calls]
+    release = [name for name, _ in around.router.calls]
+    return [*detach, *release]
+
+
+@pytest.mark.parametrize(
+    ("fail", "expected", "reason"),
+    [
+        (
+            lambda around: setattr(around.billing, "credit_ms", 0),
+            PaymentRequiredError,
+            "credit_exhausted",
+        ),
+        (
+            lambda around: around.billing.fail("ReserveSlice", UnavailableError("away")),
+            UnavailableError,
+            "start_failed",
+        ),
+        (lambda around: around.router.runners.clear(), ExhaustedError, "no_capacity"),
+        (
+            lambda around: around.router.fail("Grant", UnavailableError("away")),
+            UnavailableError,
+            "start_failed",
+        ),
+        (lambda around: around.bridge.forget(SESSION), NotFoundError, "start_failed"),
+        (
+            lambda around: around.runner.fail("Attach", InvalidError("params.strength")),
+            InvalidError,
+            "input_unusable",
+        ),
+        (
+            lambda around: around.runner.fail("Attach", ConflictError("odd", reason="ODD")),
+            ConflictError,
+            "start_failed",
+        ),
+        (
+            lambda around: around.runner.fail("Attach", NotFoundError("no such pipeline")),
+            NotFoundError,
+            "start_failed",
+        ),
+    ],
+    ids=[
+        "no credit",
+        "billing away",
+        "no slot",
+        "router away",
+        "publisher gone",
+        "refused parameters",
+        "refused for an unknown reason",
+        "pipeline unknown",
+    ],
+)
+async def test_a_start_that_fails_leaves_nothing_and_keeps_the_reason(
+    around: Neighbourhood,
+    one: Replica,
+    fail: Callable[[Neighbourhood], None],
+    expected: type[SluiceError],
+    reason: str,
+) -> None:
+    await one.create()
+    around.publish()
+    fail(around)
+    with pytest.raises(expected):
+        await one.start(around.bridge.address)
+    ended = await one.ended()
+    assert (ended.phase, ended.end_reason) == (pb.PHASE_ENDED, reason)
+    assert around.held() == []
+    assert (await one.stream()).session == ""
+
+
+async def test_a_refusal_for_want_of_a_slot_says_when_to_ask_again(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    around.publish()
+    around.router.runners.clear()
+    with pytest.raises(ExhaustedError) as refusal:
+        await one.start(around.bridge.address)
+    assert (refusal.value.reason, refusal.value.details["retry_after_s"]) == ("NO_CAPACITY", "5")
+
+
+async def dies(runner: FakeRunner) -> None:
+    await runner.die()
+
+
+async def refuses(runner: FakeRunner, reason: str) -> None:
+    runner.fail("Attach", ConflictError("not now", reason=reason))
+
+
+@pytest.mark.parametrize("how", ["SLOT_OCCUPIED", "STALE_EPOCH", "NOT_READY", "DRAINING", "dead"])
+async def test_a_runner_that_does_not_take_the_session_is_left_out_and_another_one_asked(
+    around: Neighbourhood, one: Replica, how: str
+) -> None:
+    await one.create()
+    around.publish()
+    await (dies(around.runner) if how == "dead" else refuses(around.runner, how))
+    session = await one.start(around.bridge.address)
+    assert session.runner == "r1"
+    grants = around.router.requests("Grant", router_pb2.GrantRequest)
+    assert [list(grant.exclude) for grant in grants] == [[], ["r0"]]
+    assert around.router.held == {"r1": SESSION}
+    assert around.runners[1].session == SESSION
+
+
+async def test_three_refusals_are_a_want_of_capacity_and_leave_nothing(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    around.publish()
+    for runner in around.runners:
+        runner.fail("Attach", ConflictError("taken", reason="SLOT_OCCUPIED"))
+    with pytest.raises(ExhaustedError) as refusal:
+        await one.start(around.bridge.address)
+    assert refusal.value.reason == "NO_CAPACITY"
+    assert (await one.ended()).end_reason == "no_capacity"
+    assert around.held() == []
+
+
+async def test_a_runner_that_took_the_session_without_saying_so_is_told_to_let_it_go(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    around.publish()
+    around.runner.hang("Attach")
+    session = await one.start(around.bridge.address)
+    assert session.runner == "r1"
+    assert around.runner.session == "", "two runners would write one output"
+
+
+async def test_a_caller_that_goes_away_does_not_leave_a_session_behind(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    around.publish()
+    around.router.hang("Grant")
+    starting = asyncio.ensure_future(one.start(around.bridge.address))
+
+    async def granted() -> bool:
+        return bool(around.router.held)
+
+    await until(granted)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    around.bridge.forget(SESSION)  # as ingest does when its call is cut
+    around.router.release("Grant")
+    assert (await one.ended()).end_reason == "start_failed"
+    assert around.held() == []
+
+
+async def test_of_two_sessions_for_one_stream_at_once_exactly_one_wins(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    around.publish(SESSION)
+    around.publish(OTHER)
+    answers = await asyncio.gather(
+        one.start(around.bridge.address, SESSION),
+        one.start(around.bridge.address, OTHER),
+        return_exceptions=True,
+    )
+    won = [answer for answer in answers if isinstance(answer, pb.Session)]
+    lost = [answer for answer in answers if isinstance(answer, ConflictError)]
+    assert (len(won), len(lost)) == (1, 1)
+    assert lost[0].reason == "STREAM_BUSY"
+    loser = OTHER if won[0].id == SESSION else SESSION
+    assert (await one.ended(loser)).end_reason == "stream_busy"
+    assert (await one.stream()).session == won[0].id
+    assert around.router.held == {"r0": won[0].id}
+    assert around.billing.holding == {won[0].id}
+    assert set(around.bridge.sessions) == {won[0].id}
+
+
+async def test_the_same_session_twice_at_once_is_started_once(around: Neighbourhood, one: Replica) -> None:
+    await one.create()
+    around.publish()
+    answers = await asyncio.gather(
+        *(one.start(around.bridge.address) for _ in range(2)), return_exceptions=True
+    )
+    assert sorted(type(answer).__name__ for answer in answers) == ["ConflictError", "Session"]
+    assert (await one.session()).phase == pb.PHASE_STARTING
+    assert around.router.held == {"r0": SESSION}
+
+
+async def test_a_claim_of_a_session_that_has_ended_or_is_forgotten_does_not_count(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    for old in ("ses_forgotten00", SESSION):
+        await one.store.change_stream(STREAM, lambda was, old=old: was.claimed_by(SessionId(old)))  # type: ignore[misc]
+        new = SESSION if old != SESSION else OTHER
+        around.publish(new)
+        assert (await one.start(around.bridge.address, new)).id == new
+        await one.stop(new)
+        await one.ended(new)
+
+
+async def test_a_start_names_what_is_wrong_with_the_request(one: Replica, around: Neighbourhood) -> None:
+    await one.create()
+    with pytest.raises(InvalidError) as refusal:
+        await one.start(around.bridge.address, "not an id")
+    assert refusal.value.details["field"] == "session"
+    with pytest.raises(InvalidError) as refusal:
+        await one.start("")
+    assert refusal.value.details["field"] == "bridge"
+    with pytest.raises(NotFoundError):
+        await one.start(around.bridge.address, stream="str_unknown000")
+
+
+# --- end
+
+
+async def test_of_many_ends_at_once_one_holds_and_everything_is_freed_once(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    reasons = ["stopped", "max_duration", "input_ended", "stream_deleted"]
+    await asyncio.gather(*(one.stop(reason=reason, message=reason) for reason in reasons))
+    ended = await one.ended()
+    assert ended.end_reason == ended.end_message
+    assert ended.end_reason in reasons
+    await one.stop(reason="later")
+    assert (await one.session()).end_reason == ended.end_reason
+    assert around.held() == []
+    told = [event.type for event in await collected(one, 3)]
+    assert told.count("ended") == 1
+
+
+async def test_a_stop_that_overtakes_the_start_leaves_nothing(around: Neighbourhood, one: Replica) -> None:
+    await one.create()
+    around.publish()
+    gate = asyncio.Event()
+    around.router.before("Grant", gate.wait)
+    starting = asyncio.ensure_future(one.start(around.bridge.address))
+
+    async def asked() -> bool:
+        return bool(around.router.calls and around.router.calls[-1][0] == "Grant")
+
+    await until(asked)
+    await one.stop()
+    await one.ended()
+    gate.set()
+    with pytest.raises(ConflictError) as refusal:
+        await starting
+    assert refusal.value.reason == "SESSION_ENDED"
+    assert (await one.session()).end_reason == "stopped"
+    assert around.held() == []
+
+
+async def test_a_stop_that_overtakes_the_attach_leaves_nothing(around: Neighbourhood, one: Replica) -> None:
+    await one.create()
+    around.publish()
+    gate = asyncio.Event()
+    around.runner.before("Attach", gate.wait)
+    starting = asyncio.ensure_future(one.start(around.bridge.address))
+
+    async def asked() -> bool:
+        return bool(around.runner.calls)
+
+    await until(asked)
+    await one.stop()
+    await one.ended()
+    gate.set()
+    with pytest.raises(SluiceError):
+        await starting
+
+    async def freed() -> bool:
+        return around.held() == []
+
+    await until(freed)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("engine_crashed", "engine_crashed"),
+        ("pipeline_failed", "pipeline_failed"),
+        ("input_undecodable", "input_undecodable"),
+        ("something else", "runner_lost"),
+    ],
+)
+async def test_what_the_runner_says_of_its_failure_is_the_reason(
+    around: Neighbourhood, one: Replica, live: pb.Session, said: str, kept: str
+) -> None:
+    around.runner.say(FAILED, said, "at frame 7")
+    ended = await one.ended()
+    assert (ended.end_reason, ended.end_message) == (kept, "at frame 7")
+    assert around.held() == []
+
+
+async def forgets(around: Neighbourhood) -> None:
+    around.runner.restart()
+
+
+async def lets_go(around: Neighbourhood) -> None:
+    around.runner.say(runner_pb2.SlotReport.STATE_DETACHED)
+
+
+async def falls_silent(around: Neighbourhood) -> None:
+    around.runner.hang("Watch")
+
+
+async def is_killed(around: Neighbourhood) -> None:
+    await around.runner.die()
+
+
+@pytest.mark.parametrize("how", [forgets, lets_go, falls_silent, is_killed], ids=lambda how: how.__name__)
+async def test_a_runner_that_is_there_no_more_ends_the_session(
+    around: Neighbourhood,
+    one: Replica,
+    live: pb.Session,
+    how: Callable[[Neighbourhood], object],
+) -> None:
+    await how(around)  # type: ignore[misc]
+    assert (await one.ended()).end_reason == "runner_lost"
+    assert around.router.held == {}
+    assert SESSION in around.bridge.gone
+
+
+async def bridge_forgets(around: Neighbourhood) -> None:
+    around.bridge.forget(SESSION)
+
+
+async def bridge_falls_silent(around: Neighbourhood) -> None:
+    around.bridge.hang("Report")
+
+
+async def bridge_is_killed(around: Neighbourhood) -> None:
+    await around.bridge.die()
+
+
+@pytest.mark.parametrize(
+    "how", [bridge_forgets, bridge_falls_silent, bridge_is_killed], ids=lambda how: how.__name__
+)
+async def test_an_ingest_process_that_is_there_no_more_ends_the_session(
+    around: Neighbourhood,
+    one: Replica,
+    live: pb.Session,
+    how: Callable[[Neighbourhood], object],
+) -> None:
+    await how(around)  # type: ignore[misc]
+    assert (await one.ended()).end_reason == "bridge_lost"
+    assert around.router.held == {}
+    assert around.runner.session == ""
+
+
+async def test_a_bridge_that_is_away_for_a_moment_is_forgiven(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.bridge.fail("Report", UnavailableError("away"), times=3)
+    around.runner.fail("Watch", UnavailableError("away"), times=3)
+    around.bridge.sessions[SESSION].see(publisher=bridge_pb2.PUBLISHER_SILENT)
+    await one.reaches(pb.PHASE_PAUSED)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"publisher": bridge_pb2.PUBLISHER_GONE}, "publisher_gone"),
+        ({"drained": True}, "input_ended"),
+        ({"fault": "more than 50 Mbit/s"}, "input_unusable"),
+        ({"credit_exhausted": True}, "credit_exhausted"),
+    ],
+)
+async def test_what_the_bridge_sees_ends_the_session(
+    around: Neighbourhood, one: Replica, live: pb.Session, facts: dict[str, object], reason: str
+) -> None:
+    around.bridge.sessions[SESSION].see(**facts)
+    ended = await one.ended()
+    assert ended.end_reason == reason
+    assert around.held() == []
+    closed = around.bridge.gone[SESSION].closed
+    assert closed is not None
+    assert closed.reason == reason
+
+
+async def test_a_finished_runner_gives_the_bridge_the_last_word(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.runner.say(runner_pb2.SlotReport.STATE_FINISHED)
+    assert (await one.ended()).end_reason == "input_ended"
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "reason"),
+    [
+        ({"max_session_s": 60}, {"session_ms": 60_000, "output_age_ms": 0}, "max_duration"),
+        ({"first_output_within_s": 60}, {"session_ms": 61_000, "frames_in": 9}, "no_output"),
+    ],
+)
+async def test_a_session_has_the_bounds_of_the_settings(
+    around: Neighbourhood, settings: dict[str, object], facts: dict[str, object], reason: str
+) -> None:
+    around.billing.credit_ms = 3_600_000
+    async with around.replica("bounded", **settings) as replica:
+        await replica.create()
+        seen = around.publish()
+        await replica.start(around.bridge.address)
+        seen.see(**facts)
+        assert (await replica.ended()).end_reason == reason
+
+
+async def test_a_step_of_freeing_that_fails_is_tried_again_until_it_works(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.router.fail("Release", UnavailableError("away"), times=2)
+    around.billing.fail("Settle", DeadlineExceededError("slow"), times=2)
+    await one.stop()
+    assert (await one.ended()).end_reason == "stopped"
+    assert around.held() == []
+
+
+async def test_a_slot_is_released_after_its_runner_let_go(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    holders: list[str] = []
+
+    async def look() -> None:
+        holders.append(around.runner.session)
+
+    around.router.before("Release", look)
+    await one.stop()
+    await one.ended()
+    assert holders == [""]
+
+
+async def test_nobody_stops_or_sees_another_tenants_session(one: Replica, live: pb.Session) -> None:
+    for attempt in (one.stop(tenant="other"), one.session(tenant="other")):
+        with pytest.raises(NotFoundError):
+            await attempt
+    assert (await one.session(tenant="acme")).phase == pb.PHASE_LIVE
+
+
+# --- money
+
+
+async def test_credit_is_reserved_ahead_of_the_session(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.bridge.sessions[SESSION].see(session_ms=1500)
+
+    async def extended() -> bool:
+        opened = around.bridge.sessions[SESSION].opened[-1]
+        return opened.paid_until_ms >= 3500 and opened.overdraft_ms == 4000
+
+    await until(extended)
+    assert (await one.session()).paid_until_ms >= 3500
+    assert around.billing.reserved[SESSION] >= 3500
+
+
+async def test_where_the_credit_ends_the_bridge_is_told_that_there_will_be_no_more(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.billing.credit_ms = 2000
+    seen = around.bridge.sessions[SESSION]
+    seen.see(session_ms=1500)
+
+    async def told() -> bool:
+        return seen.opened[-1].overdraft_ms == 0
+
+    await until(told)
+    assert seen.opened[-1].paid_until_ms == 2000
+    seen.see(credit_exhausted=True)
+    assert (await one.ended()).end_reason == "credit_exhausted"
+    assert around.held() == []
+
+
+async def test_a_payment_in_time_lets_the_session_go_on(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.billing.credit_ms = 2000
+    seen = around.bridge.sessions[SESSION]
+    seen.see(session_ms=1500)
+
+    async def told(overdraft_ms: int) -> bool:
+        return seen.opened[-1].overdraft_ms == overdraft_ms
+
+    await until(lambda: told(0))
+    around.billing.credit_ms = 60_000
+    await until(lambda: told(4000))
+    assert seen.opened[-1].paid_until_ms > 2000
+
+
+async def test_a_session_runs_on_while_billing_is_away(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.billing.fail("ReserveSlice", UnavailableError("away"), times=2)
+    seen = around.bridge.sessions[SESSION]
+    seen.see(session_ms=1500)
+
+    async def renewed() -> bool:
+        return seen.opened[-1].paid_until_ms > 2000
+
+    await until(renewed)
+    calls = around.billing.requests("ReserveSlice", billing_pb2.ReserveSliceRequest)
+    assert len(calls) >= 4
+    assert (await one.session()).phase == pb.PHASE_LIVE
+
+
+async def test_a_renewal_that_comes_after_the_settlement_is_no_failure(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.billing.settled.add(SESSION)  # another replica ended it, and the record is on its way
+    around.bridge.sessions[SESSION].see(session_ms=1500)
+
+    async def asked() -> bool:
+        return len(around.billing.requests("ReserveSlice", billing_pb2.ReserveSliceRequest)) >= 3
+
+    await until(asked)
+    await one.stop(reason="stopped")
+    assert (await one.ended()).end_reason == "stopped"
+
+
+# --- watching
+
+
+async def test_a_watcher_sees_the_sessions_of_its_tenant_as_they_change(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    await one.create(id="str_other00000", tenant="other")
+    seen: list[tuple[str, pb.Phase.ValueType]] = []
+
+    async def watch() -> None:
+        request = pb.WatchRequest(tenant="acme")
+        async for session in stream(one.stub.Watch, request, pb.Session):
+            seen.append((session.id, session.phase))
+
+    async with background(watch=watch()):
+        await asyncio.sleep(0.1)
+        for session, of in ((SESSION, STREAM), (OTHER, "str_other00000")):
+            around.publish(session)
+            await one.start(around.bridge.address, session, of)
+            await one.stop(session)
+
+        async def over() -> bool:
+            return (SESSION, pb.PHASE_ENDED) in seen
+
+        await until(over)
+        await one.ended(OTHER)
+    assert {session for session, _ in seen} == {SESSION}
+    phases = [phase for _, phase in seen]
+    assert phases == sorted(phases)

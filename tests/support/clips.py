@@ -41,7 +41,8 @@ def clip(
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, width=size[0], height=size[1], time_base=TICK)
         assert isinstance(video, av.VideoStream)
-        video.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
+        odd = size[0] % 2 or size[1] % 2
+        video.pix_fmt = "rgb24" if codec == "png" else "yuv444p" if odd else "yuv420p"
         video.codec_context.time_base = TICK
         if rotation:
             video.set_display_rotation(rotation)

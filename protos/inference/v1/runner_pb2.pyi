@@ -68,6 +68,7 @@ class AttachRequest(_message.Message):
     """of `params`"""
     delivery: Global___Delivery.ValueType
     paid_until_ms: _builtins.int
+    """when it began; the bridge is told of more, and stops the output"""
     @_builtins.property
     def channels(self) -> _bridge_pb2.Channels: ...
     @_builtins.property

@@ -96,7 +96,8 @@ class RunnerServicer:
 
     def Update(self, request, context):
         """Takes a parameter revision. Revisions may arrive in any order and more than once: what is in effect is the
-        fold of the patches that are due, in order of revision.
+        fold of the patches that are due, in the order of their effect: scheduled ones at their picture, others at
+        once and among themselves in order of revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

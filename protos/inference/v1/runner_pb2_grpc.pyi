@@ -39,7 +39,8 @@ class RunnerStub:
     """The session goes on through other channels. UNIMPLEMENTED: comes with publisher moves."""
     Update: _grpc.UnaryUnaryMultiCallable[_runner_pb2.UpdateRequest, _runner_pb2.UpdateResponse]
     """Takes a parameter revision. Revisions may arrive in any order and more than once: what is in effect is the
-    fold of the patches that are due, in order of revision.
+    fold of the patches that are due, in the order of their effect: scheduled ones at their picture, others at
+    once and among themselves in order of revision.
     """
     Detach: _grpc.UnaryUnaryMultiCallable[_runner_pb2.DetachRequest, _runner_pb2.DetachResponse]
     """Idempotent; the slot is free when it returns. Refused with STALE_EPOCH below the epoch of the attach."""
@@ -62,7 +63,8 @@ class RunnerAsyncStub(RunnerStub):
     """The session goes on through other channels. UNIMPLEMENTED: comes with publisher moves."""
     Update: _aio.UnaryUnaryMultiCallable[_runner_pb2.UpdateRequest, _runner_pb2.UpdateResponse]  # type: ignore[assignment]
     """Takes a parameter revision. Revisions may arrive in any order and more than once: what is in effect is the
-    fold of the patches that are due, in order of revision.
+    fold of the patches that are due, in the order of their effect: scheduled ones at their picture, others at
+    once and among themselves in order of revision.
     """
     Detach: _aio.UnaryUnaryMultiCallable[_runner_pb2.DetachRequest, _runner_pb2.DetachResponse]  # type: ignore[assignment]
     """Idempotent; the slot is free when it returns. Refused with STALE_EPOCH below the epoch of the attach."""
@@ -100,7 +102,8 @@ class RunnerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_runner_pb2.UpdateResponse, _abc.Awaitable[_runner_pb2.UpdateResponse]]:
         """Takes a parameter revision. Revisions may arrive in any order and more than once: what is in effect is the
-        fold of the patches that are due, in order of revision.
+        fold of the patches that are due, in the order of their effect: scheduled ones at their picture, others at
+        once and among themselves in order of revision.
         """
 
     @_abc_1.abstractmethod

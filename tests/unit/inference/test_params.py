@@ -21,35 +21,43 @@ def revisions(draw: st.DrawFn) -> list[Patch]:
     return [Patch(n, draw(PATCHES), draw(st.sampled_from([0, 0, 10, 20, 30]))) for n in sorted(numbers)]
 
 
-def folded(base: object, patches: list[Patch], pts: int) -> object:
-    for patch in patches:
-        if patch.due(pts):
-            base = merge_patch(base, patch.patch)
-    return base
-
-
 @given(st.data(), revisions())
-def test_any_order_and_repetition_gives_the_same_fold(data: st.DataObject, patches: list[Patch]) -> None:
+def test_what_arrives_before_its_time_may_arrive_in_any_order_and_twice(
+    data: st.DataObject, patches: list[Patch]
+) -> None:
     base = {"a": 1, "b": {"x": 1}}
-    arrivals = data.draw(st.permutations(patches + patches))
     fold = Fold(1, base)
-    pts = 0
-    shown: list[int] = []
-    for patch in arrivals:
+    for patch in data.draw(st.permutations(patches + patches)):
         fold = fold.add(patch)
-        if data.draw(st.booleans()):  # frames go on meanwhile
-            pts += data.draw(st.integers(0, 12))
-            fold, fresh = fold.applied_at(pts)
-            shown += fresh
-    for last in sorted({pts, 15, 25, 40}):
-        if last < pts:
-            continue
-        fold, fresh = fold.applied_at(last)
+    shown: list[int] = []
+    for pts in (0, 5, 15, 25, 40):
+        fold, fresh = fold.applied_at(pts)
         shown += fresh
-        params, revision = fold.effective(last)
-        assert params == folded(base, patches, last)
-        assert revision == max([1, *(patch.revision for patch in patches if patch.due(last))])
+        expected: object = base
+        for patch in sorted(patches, key=lambda one: (one.apply_at_pts, one.revision)):
+            if patch.due(pts):
+                expected = merge_patch(expected, patch.patch)
+        params, revision = fold.effective(pts)
+        assert params == expected
+        assert revision == max([1, *(patch.revision for patch in patches if patch.due(pts))])
     assert sorted(shown) == [patch.revision for patch in patches]  # each was shown first once
+
+
+@given(st.data(), st.lists(PATCHES, min_size=1, max_size=6))
+def test_unscheduled_patches_may_arrive_in_any_order_between_frames(
+    data: st.DataObject, bodies: list[dict[str, Any]]
+) -> None:
+    patches = [Patch(number, body) for number, body in enumerate(bodies, 2)]
+    fold, pts = Fold(1, {"a": 1}), 0
+    for patch in data.draw(st.permutations(patches + patches)):
+        fold = fold.add(patch)
+        if data.draw(st.booleans()):
+            pts += 3
+            fold, _ = fold.applied_at(pts)
+    expected: object = {"a": 1}
+    for patch in patches:
+        expected = merge_patch(expected, patch.patch)
+    assert fold.effective(pts) == (expected, len(patches) + 1)
 
 
 @given(revisions(), st.integers(0, 40))
@@ -93,12 +101,19 @@ def test_a_session_that_moved_has_scheduled_patches_below_its_base() -> None:
     assert fresh == (3, 8)
     fold, fresh = fold.applied_at(100)
     assert fresh == (5,)
-    assert fold == Fold(8, {"a": 7, "c": 3, "b": 8})
+    assert fold == Fold(8, {"a": 7, "c": 3, "b": 5}), "the schedule holds over what was said before its time"
 
 
 def test_every_outcome_is_known_ahead() -> None:
     fold = Fold(1, {"a": 1}).add(Patch(2, {"a": 2}, 100)).add(Patch(3, {"a": 3}, 50))
-    assert [params["a"] for params in fold.outcomes()] == [1, 3, 3]
+    assert [params["a"] for params in fold.outcomes()] == [1, 3, 2]
+
+
+def test_what_is_said_after_a_scheduled_change_took_effect_holds() -> None:
+    fold, _ = Fold(1, {"a": 1}).add(Patch(2, {"a": 2}, 100)).applied_at(100)
+    fold, _ = fold.add(Patch(3, {"a": 3})).applied_at(120)
+    assert fold == Fold(3, {"a": 3})
+    assert fold.effective(200) == ({"a": 3}, 3)
 
 
 def test_a_gap_does_not_grow_without_a_bound() -> None:

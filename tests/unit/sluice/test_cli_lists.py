@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sluice.cli import app
+from sluice.money import money
+from tests.support.platform import KEY, Platform, platform
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Platform]:
+    with platform() as at:
+        yield at
+
+
+@pytest.fixture
+def at(serving: Platform) -> Platform:
+    serving.calls.clear()
+    serving.keys.clear()
+    serving.refuse.clear()
+    serving.sessions[:] = [
+        session("ses_live", phase="live", end_reason=None, cost_micro=1500, fps_out=29.97, latency_ms=41.6),
+        session("ses_gone", phase="ended", end_reason="stopped"),
+    ]
+    return serving
+
+
+def session(name: str, **facts: Any) -> dict[str, Any]:
+    common = {
+        "stream": "str_1",
+        "pipeline": "effects",
+        "runner": "runner-1",
+        "created_at": "2026-01-01T00:00:00Z",
+    }
+    return {"session": name, **common, **facts}
+
+
+def sluice(*arguments: str, **environment: str) -> Result:
+    known: dict[str, str | None] = {"SLUICE_URL": None, "SLUICE_API_KEY": None, "COLUMNS": "200"}
+    return CliRunner(env={**known, **environment}).invoke(app, list(arguments))
+
+
+def asked(at: Platform, *arguments: str) -> Result:
+    return sluice(*arguments, SLUICE_URL=at.url, SLUICE_API_KEY=KEY)
+
+
+def test_sessions_are_a_table(at: Platform) -> None:
+    shown = asked(at, "sessions").stdout
+    assert "ses_live" in shown
+    assert "~0.0015 EUR" in shown
+    assert "30.0" in shown
+    assert "42 ms" in shown
+    assert "ses_gone" not in shown
+    assert "ended: stopped" in asked(at, "sessions", "--all").stdout
+
+
+def test_runners_are_a_table(at: Platform) -> None:
+    shown = asked(at, "runners").stdout
+    assert "1 held, 1 ready" in shown
+    assert "0.2 s ago" in shown
+
+
+def test_usage_is_a_table(at: Platform) -> None:
+    shown = asked(at, "usage").stdout
+    assert "0.001234 EUR" in shown
+    assert "12.0 s" in shown
+    assert "balance 5.00 EUR, available 4.90 EUR" in shown
+
+
+@pytest.mark.parametrize("command", ["sessions", "runners", "usage"])
+def test_json_is_what_the_server_says(at: Platform, command: str) -> None:
+    assert json.loads(asked(at, command, "--json").stdout)["data"]
+
+
+def test_stop_ends_a_session(at: Platform) -> None:
+    assert asked(at, "stop", "ses_live").exit_code == 0
+    assert at.calls == ["DELETE /v1/sessions/ses_live"]
+
+
+def test_the_key_comes_from_the_option_then_the_environment_then_a_file_above(
+    at: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".sluice").mkdir()
+    (tmp_path / ".sluice/credentials.json").write_text(json.dumps({"url": at.url, "key": KEY}))
+    below = tmp_path / "a/b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert sluice("sessions").exit_code == 0
+    assert at.keys == {KEY}
+    at.keys.clear()
+    wrong = sluice("sessions", "--key", "sk_other", SLUICE_API_KEY="sk_environment", SLUICE_URL=at.url)
+    assert (wrong.exit_code, at.keys) == (2, {"sk_other"})
+    assert "there is no such key" in wrong.stderr
+    assert "sk_other" not in wrong.output
+    at.keys.clear()
+    elsewhere = sluice("sessions", SLUICE_API_KEY="sk_environment", SLUICE_URL="http://127.0.0.1:9")
+    assert (elsewhere.exit_code, at.keys) == (1, set()), "a key that was given does not go where a file says"
+
+
+def test_without_a_key_the_places_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = sluice("runners")
+    assert result.exit_code == 2
+    for place in ("--key", "SLUICE_API_KEY", ".sluice/credentials.json"):
+        assert place in result.stderr
+
+
+def test_a_credentials_file_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".sluice").mkdir()
+    (tmp_path / ".sluice/credentials.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    result = sluice("runners")
+    assert result.exit_code == 2
+    assert "`make run` rewrites it" in result.stderr
+
+
+def test_a_platform_that_is_not_there_is_asked_about() -> None:
+    result = sluice("runners", SLUICE_URL="http://127.0.0.1:9", SLUICE_API_KEY=KEY)
+    assert result.exit_code == 1
+    assert result.stderr == "sluice: nothing answers: is `make run` running? (http://127.0.0.1:9)\n"
+
+
+@pytest.mark.parametrize(
+    ("micro", "shown"),
+    [(0, "0.00 EUR"), (1, "0.000001 EUR"), (1_500_000, "1.50 EUR"), (-2_000_010, "-2.00001 EUR")],
+)
+def test_money_has_the_digits_that_it_needs(micro: int, shown: str) -> None:
+    assert money(micro, "EUR") == shown
