@@ -103,7 +103,8 @@ def test_a_scheduled_parameter_is_in_effect_exactly_from_its_frame_on(child: Eng
     child.until_said("finished")
     shown = levels(child.media())
     assert shown[:20] == pytest.approx([50] * 20, abs=4)
-    assert shown[20:] == pytest.approx([100] * 40, abs=4)  # 4 is newer than 3, whenever 3 is due
+    assert shown[20:40] == pytest.approx([100] * 20, abs=4)
+    assert shown[40:] == pytest.approx([200] * 20, abs=4)
     applied = [(one.fields["revision"], one.fields["pts"]) for one in child.messages("applied")]
     assert applied == [(2, START), (4, at), (3, START + 40 * FRAME)]
 
