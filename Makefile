@@ -74,6 +74,9 @@ images: ## container images; needs a Docker engine
 	  docker build -f deploy/docker/Dockerfile --build-arg EXTRA=$$extra -t sluice/$$extra:0.1.0 .
 	done
 
+docs: $(VENV)/.dev ## write docs/settings.md from the settings classes
+	python -m tests.support.settings_table > docs/settings.md
+
 chart: $(VENV)/.dev ## lint and render the chart, and judge what it renders
 	pytest tests/contract/test_chart.py
 
@@ -83,4 +86,4 @@ constraints: $(VENV)/.dev ## pin what is installed now
 clean: ## remove the environment and local state
 	rm -rf $(VENV) .sluice .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup run test check protos protos-check fmt lint types arch unit contract e2e slices cov images chart constraints clean
+.PHONY: help setup run test check protos protos-check fmt lint types arch unit contract e2e slices cov images docs chart constraints clean

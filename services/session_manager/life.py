@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -34,12 +34,21 @@ from services.common.latest import DropOldest
 from services.common.lifecycle import Bulkhead
 from services.common.telemetry import carrier, report_bug, span
 from services.common.topology import session_event
-from services.session_manager.machine import Phase, Reason, Scheduled, Session, SessionId, Stream
+from services.session_manager.machine import (
+    Phase,
+    Reason,
+    Scheduled,
+    Session,
+    SessionId,
+    Stream,
+    difference,
+)
 from services.session_manager.neighbours import Neighbours
 from services.session_manager.settings import SessionManagerSettings
 from services.session_manager.store import Store, patch_to_proto
 
 log = structlog.get_logger()
+Report = TypeVar("Report")
 
 STARTS: Final = Counter("sluice_session_starts_total", "Session starts by result.", ["result"])
 ENDS: Final = Counter("sluice_session_end_total", "Ended sessions by reason.", ["reason"])
@@ -100,6 +109,8 @@ class Lives:
 
         The work goes on when the caller goes away: what it made is then ended like any other session.
         """
+        if session in self:
+            raise ConflictError("the session is there already", reason="SESSION_EXISTS", session=session)
         started_s = time.monotonic()
         done: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
 
@@ -152,7 +163,7 @@ class Lives:
             session = await self._attach(session, stream)
         except SluiceError as error:
             try:
-                await self.end(session.id, start_failure(error), error.message)
+                await self._undo(session.id, start_failure(error), error.message)
             except UnavailableError as also:  # the record stays ours, and is ended when NATS is back
                 log.warning("start not undone yet", session=session.id, reason=also.reason)
             raise
@@ -214,6 +225,8 @@ class Lives:
                 if isinstance(error, ConflictError) and error.reason not in REFUSALS:
                     raise
                 refused.append(session.runner)
+                if not isinstance(error, ConflictError):  # it may have taken the session all the same
+                    await tolerant(self._neighbours.detach(session))
                 await self._neighbours.release(session)
                 if len(refused) == ATTACH_ATTEMPTS:
                     raise ExhaustedError(
@@ -226,8 +239,12 @@ class Lives:
     async def _catch_up(self, session: Session, attached: Stream) -> None:
         """Pass on what was accepted between the reading of the parameters and the end of the attach."""
         now = await self._store.stream(attached.id)
-        missed = [Scheduled(now.revision, now.params, 0)] if now.params != attached.params else []
-        missed += [item for item in now.scheduled if item not in attached.scheduled]
+        known = {item.revision for item in attached.scheduled}
+        missed = [item for item in now.scheduled if item.revision not in known]
+        if now.params != attached.params:
+            waiting = {item.revision for item in now.scheduled}
+            revision = next(r for r in range(attached.revision + 1, now.revision + 1) if r not in waiting)
+            missed.insert(0, Scheduled(revision, difference(attached.params, now.params), 0))
         for item in missed:
             await self._neighbours.update(session, patch_to_proto(item))
 
@@ -273,7 +290,9 @@ class Lives:
         silent_since_s = time.monotonic()
         while True:
             try:
-                async for report in self._neighbours.bridge_reports(state.session):
+                async for report in within(
+                    self._settings.bridge_lost_after_s, self._neighbours.bridge_reports(state.session)
+                ):
                     silent_since_s = time.monotonic()
                     verdict = await self._judge(state, report)
                     if verdict is not None:
@@ -281,7 +300,7 @@ class Lives:
             except NotFoundError:
                 return Reason.BRIDGE_LOST, "the ingest process does not know the session any more"
             except (UnavailableError, DeadlineExceededError):
-                if time.monotonic() - silent_since_s > self._settings.bridge_lost_after_s:
+                if time.monotonic() - silent_since_s >= self._settings.bridge_lost_after_s:
                     return Reason.BRIDGE_LOST, "the ingest process does not answer"
             await asyncio.sleep(RETRY_S)
 
@@ -327,7 +346,9 @@ class Lives:
         broken_since_s: float | None = None
         while True:
             try:
-                async for report in self._neighbours.runner_reports(state.session):
+                async for report in within(
+                    self._settings.runner_lost_after_s, self._neighbours.runner_reports(state.session)
+                ):
                     broken_since_s = None
                     if report.state == runner_pb2.SlotReport.STATE_FAILED:
                         reason = report.reason if report.reason in RUNNER_FAULTS else Reason.RUNNER_LOST
@@ -335,9 +356,13 @@ class Lives:
                     if report.state == runner_pb2.SlotReport.STATE_FINISHED:
                         await asyncio.sleep(self._settings.runner_lost_after_s)  # the bridge has the word
                         return Reason.INPUT_ENDED, ""
+                    if report.state == runner_pb2.SlotReport.STATE_DETACHED:
+                        return Reason.RUNNER_LOST, "the runner let the session go"
             except NotFoundError:
                 return Reason.RUNNER_LOST, "the runner does not know the session any more"
-            except (UnavailableError, DeadlineExceededError, ConflictError):
+            except DeadlineExceededError:
+                return Reason.RUNNER_LOST, "the runner does not report any more"
+            except (UnavailableError, ConflictError):
                 now_s = time.monotonic()
                 broken_since_s = broken_since_s or now_s
                 if now_s - broken_since_s > self._settings.runner_lost_after_s:
@@ -386,6 +411,8 @@ class Lives:
             except (UnavailableError, DeadlineExceededError) as error:
                 log.warning("billing does not answer", session=state.session.id, reason=error.reason)
                 continue
+            except ConflictError:
+                continue  # settled, so it has ended; the watcher of the record says so
             except PaymentRequiredError:
                 overdraft_s, paid_until_ms = 0.0, state.session.paid_until_ms
             try:
@@ -412,6 +439,14 @@ class Lives:
         if not await self._free(ended) and session not in self._tasks:
             self._tasks.start(session, self._free_until_done(ended))
         return ended
+
+    async def _undo(self, session: str, reason: str, message: str) -> None:
+        """End a start that failed. If somebody was faster, they freed it before all of it was there."""
+        ended, won = await self._end(session, reason, message)
+        if not won:
+            ended = await self._store.change_session(session, lambda was: was.with_(settled=False))
+        if not await self._free_once(ended):
+            self._tasks.start(session, self._free_until_done(ended))
 
     async def _end(self, session: str, reason: str, message: str) -> tuple[Session, bool]:
         """Return the ended record, and whether it was this call that ended it."""
@@ -443,13 +478,16 @@ class Lives:
     async def _free(self, session: Session) -> bool:
         """Do every step of freeing once; True when all of them are known to have worked."""
         seen = self._store.session_seen(session.id)
-        if seen is not None and seen.settled:
+        if seen is not None and seen.settled and seen.revision >= session.revision:
             return True
-        context = {"traceparent": session.traceparent}
-        with span("session.close", carrier=context, session_id=session.id, session_reason=session.end_reason):
-            return await self._free_once(session)
+        return await self._free_once(session)
 
     async def _free_once(self, session: Session) -> bool:
+        context = {"traceparent": session.traceparent}
+        with span("session.close", carrier=context, session_id=session.id, session_reason=session.end_reason):
+            return await self._free_all(session)
+
+    async def _free_all(self, session: Session) -> bool:
         steps: list[Awaitable[None]] = [
             tolerant(self._neighbours.close_bridge(session)),
             self._free_slot(session),
@@ -466,7 +504,9 @@ class Lives:
             if isinstance(result, BaseException):
                 raise result
         try:
-            await self._store.change_session(session.id, lambda was: was.with_(settled=True))
+            await self._store.change_session(
+                session.id, lambda was: was if was.settled else was.with_(settled=True)
+            )
         except UnavailableError:
             return False
         return True
@@ -540,6 +580,22 @@ class Watched:
 
 async def _outcome(watcher: Awaitable[tuple[str, str] | None]) -> tuple[str, str] | None:
     return await watcher
+
+
+async def within(silence_s: float, reports: AsyncIterator[Report]) -> AsyncIterator[Report]:
+    """Yield `reports`. Raises DeadlineExceededError when the next one, due every second, does not come.
+
+    A process that hangs keeps its connections: gRPC answers pings from a thread of its own.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(silence_s):
+                report = await anext(reports)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise DeadlineExceededError(f"no report for {silence_s:g} s", reason="SILENT") from None
+        yield report
 
 
 async def tolerant(step: Awaitable[None]) -> None:

@@ -193,6 +193,19 @@ def merged(params: Mapping[str, object], patch: Mapping[str, object]) -> Mapping
     return result
 
 
+def difference(was: Mapping[str, object], now: Mapping[str, object]) -> dict[str, object]:
+    """Return the merge patch that makes `now` of `was`."""
+    patch: dict[str, object] = {name: None for name in was if name not in now}
+    for name, value in now.items():
+        old = was.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            if old != value:
+                patch[name] = difference(old, value)
+        elif name not in was or old != value:
+            patch[name] = value
+    return patch
+
+
 def json_object(text: str, name: str) -> dict[str, object]:
     """Parse a JSON object. Raises InvalidError that names the field."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final
 
 import grpc
@@ -113,7 +114,8 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         except NotFoundError:
             return pb.DeleteStreamResponse()
         if stream.session:
-            await self._lives.end(stream.session, Reason.STREAM_DELETED, "the stream was deleted")
+            with suppress(NotFoundError):  # its record is gone: long ended
+                await self._lives.end(stream.session, Reason.STREAM_DELETED, "the stream was deleted")
         await self._store.streams.delete(stream.id)
         return pb.DeleteStreamResponse()
 

@@ -24,6 +24,7 @@ AAC_RATES: Final = frozenset(
 )
 AAC_LAYOUTS: Final = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 AAC_BIT_RATE_PER_CHANNEL: Final = 80_000
+GAP_S: Final = 0.1  # containers round times to milliseconds, or to frames; nothing rounds so much
 
 
 class Sound:
@@ -58,7 +59,7 @@ class Sound:
         """A track for it in `output`, where the clip's `origin_s` is 0; None without any sound."""
         if self._stream is None or self._held is None:
             return None
-        name = self._stream.codec_context.name
+        name = self._stream.codec_context.codec.canonical_name  # mp3, where the decoder is mp3float
         taken = COPIED_INTO_MP4 if output.format.name == "mp4" else output.supported_codecs
         if name in taken and name in output.supported_codecs:
             return Copied(self, output, output.add_stream_from_template(self._stream), origin_s)
@@ -127,6 +128,8 @@ class Encoded:
         self._track = output.add_stream("aac", rate=rate, layout=layout)
         self._track.bit_rate = AAC_BIT_RATE_PER_CHANNEL * channels
         self._resampler = av.AudioResampler("fltp", layout, rate)
+        self._rate = rate
+        self._next: int | None = None  # where the next sample belongs, in samples
 
     def write_until(self, end_s: Fraction) -> None:
         """Write what sounds before `end_s` of the clip."""
@@ -137,8 +140,7 @@ class Encoded:
         for packet in self._sound.until(None):
             self._take(packet)
         self._take(None)
-        for frame in self._resampler.resample(None):
-            self._output.mux(self._track.encode(frame))
+        self._encode(self._resampler.resample(None))
         self._output.mux(self._track.encode(None))
 
     def _take(self, packet: av.Packet[AudioStream] | None) -> None:
@@ -149,8 +151,16 @@ class Encoded:
         for frame in frames:
             if frame.pts is not None and frame.time_base:
                 frame.pts -= round(self._origin_s / frame.time_base)
-            for part in self._resampler.resample(frame):
-                self._output.mux(self._track.encode(part))
+            self._encode(self._resampler.resample(frame))
+
+    def _encode(self, frames: list[av.AudioFrame]) -> None:
+        """Encode without the overlaps that rounded times make; a real gap stays one."""
+        for frame in frames:
+            if frame.pts is not None and (self._next is None or frame.pts - self._next > self._rate * GAP_S):
+                self._next = frame.pts
+            frame.pts = self._next
+            self._next = (self._next or 0) + frame.samples
+            self._output.mux(self._track.encode(frame))
 
 
 SoundTrack = Copied | Encoded

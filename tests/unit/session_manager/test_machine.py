@@ -6,10 +6,12 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.common.errors import ConflictError, InvalidError
+from services.common.merge_patch import merge_patch
 from services.session_manager.machine import (
     MAX_SCHEDULED,
     NEXT,
@@ -20,6 +22,7 @@ from services.session_manager.machine import (
     SessionId,
     Stream,
     StreamId,
+    difference,
     json_object,
 )
 
@@ -238,6 +241,22 @@ def test_what_is_no_json_object_is_refused_by_the_fields_name(text: str) -> None
     with pytest.raises(InvalidError) as refusal:
         json_object(text, "params")
     assert refusal.value.details["field"] == "params"
+
+
+OBJECTS = st.recursive(
+    st.dictionaries(st.sampled_from("abc"), st.integers() | st.lists(st.integers(), max_size=2), max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner | st.integers(), max_size=3),
+    max_leaves=6,
+)
+
+
+@given(OBJECTS, OBJECTS)
+def test_a_difference_is_the_patch_that_makes_one_of_the_other(
+    was: dict[str, object], now: dict[str, object]
+) -> None:
+    patch = difference(was, now)
+    assert merge_patch(was, patch) == now
+    assert bool(patch) == (was != now)
 
 
 def test_an_empty_text_is_an_empty_object() -> None:

@@ -25,6 +25,11 @@ BUNNY = ROOT / "tests/data/bigbuckbunny.mp4"
 STEADY = [number * 3600 for number in range(25)]
 
 
+@pytest.fixture(autouse=True)
+def _settled_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sluice.transform.run.SETTLE_POLL_S", 0.02)
+
+
 @pytest.fixture
 def at() -> Iterator[Platform]:
     with platform() as serving:

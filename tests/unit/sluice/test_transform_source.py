@@ -110,8 +110,8 @@ def test_damaged_packets_cost_their_pictures_only(tmp_path: Path) -> None:
     with Source(path, HD) as source:
         pts = [one.unit.pts for one in source.pictures()]
     assert len(pts) == 19
+    assert pts[-1] == 19 * 3600
     assert source.damaged == 1
-    assert source.end_ticks == 20 * 3600
 
 
 def test_a_gap_is_bridged_by_the_picture_before_it(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""What the documents say is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from services.session_manager.life import RUNNER_FAULTS
+from services.session_manager.machine import Reason
+from tests.support.settings_table import page
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_settings_page_is_what_the_classes_say() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == page(), "run `make docs`"
+
+
+def test_every_reason_of_an_end_is_explained() -> None:
+    text = (ROOT / "docs" / "how-it-works.md").read_text()
+    assert not [reason for reason in {*Reason, *RUNNER_FAULTS} if f"`{reason}`" not in text]
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "charts").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_commands_of_make_in_the_readme_exist() -> None:
+    verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    said = set(re.findall(r"`make ([a-z-]+)`", (ROOT / "README.md").read_text()))
+    assert said <= verbs
