@@ -248,3 +248,25 @@ def test_sigterm_ends_every_service_with_status_0(tmp_path: Path) -> None:
             lambda: stack.log.read_text().count("ended with status 0") >= 5 or None, 20, "five orderly ends"
         )
         assert "ended with status 1" not in stack.log.read_text()
+
+
+def test_the_platform_comes_back_with_what_it_knew(tmp_path: Path) -> None:
+    with running(tmp_path) as stack:
+        stream = stack.stream("sketch")
+        process = publisher.start(stream["publish_url"], seconds=60)
+        session = stack.live_session(stream["id"])
+        key = stack.key
+        stack.interrupt()
+        kill(process)
+        stack.log.unlink()
+        stack.start()
+        assert stack.key == key
+        assert stack.request("GET", f"/v1/streams/{stream['id']}")["params"]["prompt"] == "sketch"
+        ended = stack.ended(session, 20)
+        assert ended["end_reason"] in {"runner_lost", "bridge_lost"}
+        stack.until_free(10)
+        again = publisher.start(stream["publish_url"], seconds=2)
+        again.communicate(timeout=30)
+        assert again.returncode == 0
+        assert stack.usage(session)["settled"]
+        assert imbalance(stack) == 0

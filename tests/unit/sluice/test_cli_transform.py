@@ -164,6 +164,32 @@ def test_sound_that_an_mp4_cannot_carry_becomes_aac(
     assert distance_s(out) == pytest.approx(distance_s(source), abs=0.005)
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".ts"])
+@pytest.mark.parametrize("codec", ["mp3", "aac", "ac3"])
+def test_sound_that_an_mp4_can_carry_is_copied(at: Platform, tmp_path: Path, codec: str, suffix: str) -> None:
+    source = clips.clip(tmp_path / f"in{suffix}", STEADY, audio=codec)
+    out = tmp_path / "out.mp4"
+    assert sluice(at, "transform", source, "-o", out, "--fast").exit_code == 0
+    with av.open(str(source)) as before, av.open(str(out)) as after:
+        names = [file.streams.audio[0].codec_context.codec.canonical_name for file in (before, after)]
+        sizes = [sum(packet.size for packet in file.demux(audio=0)) for file in (before, after)]
+    assert names == [codec, codec]
+    headers = 7 * 47 if (codec, suffix) == ("aac", ".ts") else 0  # ADTS, which an MP4 has once
+    assert sizes[0] - sizes[1] == pytest.approx(headers, abs=14)
+    assert distance_s(out) == pytest.approx(distance_s(source), abs=0.003)
+
+
+def test_sound_whose_times_overlap_is_encoded_without_gaps(
+    at: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sluice.transform.sound.COPIED_INTO_MP4", frozenset[str]())
+    source = clips.clip(tmp_path / "in.avi", STEADY, audio="mp3")
+    out = tmp_path / "out.mp4"
+    assert sluice(at, "transform", source, "-o", out, "--fast").exit_code == 0
+    assert clips.sound_span(out)[1] == pytest.approx(clips.sound_span(source)[1], abs=0.03)
+    assert distance_s(out) == pytest.approx(distance_s(source), abs=0.005)
+
+
 def test_a_long_still_picture_keeps_the_session_alive_and_is_one_frame(at: Platform, tmp_path: Path) -> None:
     pts = [0, 3600, 3600 + 14 * CLOCK_HZ, 7200 + 14 * CLOCK_HZ]
     source = clips.clip(tmp_path / "in.mp4", pts)

@@ -1,0 +1,324 @@
+"""Streams and their parameters: validated before anything is held, applied all or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protos.inference.v1 import runner_pb2
+from protos.sessions.v1 import sessions_pb2 as pb
+from services.common.errors import (
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    RateLimitedError,
+    UnavailableError,
+)
+from services.inference.params import Fold, Patch
+from services.session_manager import life
+from services.session_manager.machine import SessionId
+from tests.support.fakes import FakeRunner
+from tests.support.nats import nats_server
+from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, neighbourhood, until
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "RETRY_S", 0.05)
+    monkeypatch.setattr(life, "FOREIGN_END_S", 0.3)
+
+
+@pytest.fixture
+async def around(tmp_path: Path) -> AsyncIterator[Neighbourhood]:
+    async with nats_server(tmp_path) as nats, neighbourhood(nats.url) as found:
+        yield found
+
+
+@pytest.fixture
+async def one(around: Neighbourhood) -> AsyncIterator[Replica]:
+    async with around.replica("one", max_streams_per_tenant=3) as replica:
+        yield replica
+
+
+async def started(around: Neighbourhood, one: Replica) -> None:
+    around.publish()
+    await one.start(around.bridge.address)
+
+
+def params(of: pb.Stream) -> dict[str, Any]:
+    return dict(json.loads(of.params))
+
+
+# --- streams
+
+
+async def test_a_stream_is_created_complete_and_holds_nothing(around: Neighbourhood, one: Replica) -> None:
+    made = await one.create(params='{"prompt": "sketch"}', name="mine", author="key1")
+    assert params(made) == {"prompt": "sketch", "strength": 1.0}
+    assert (made.revision, made.session, made.author) == (1, "", "key1")
+    assert made.delivery == runner_pb2.DELIVERY_LIVE
+    assert made.processes_audio
+    assert await one.stream(tenant="acme") == made
+    assert around.held() == []
+
+
+async def test_the_same_create_again_returns_what_is_there(one: Replica) -> None:
+    made = await one.create(params='{"prompt": "sketch"}')
+    assert await one.create(params='{"prompt": "neon"}') == made
+    with pytest.raises(NotFoundError):
+        await one.create(tenant="other")
+
+
+@pytest.mark.parametrize(
+    ("facts", "field"),
+    [
+        ({"id": "mine"}, "stream.id"),
+        ({"tenant": ""}, "stream.tenant"),
+        ({"name": "x" * 201}, "name"),
+        ({"pipeline": "nope"}, "pipeline"),
+        ({"params": "{"}, "params"),
+        ({"params": "[]"}, "params"),
+        ({"params": '{"strength": NaN}'}, "params"),
+        ({"params": '{"strength": 7}'}, "params.strength"),
+        ({"params": '{"colour": 7}'}, "params.colour"),
+        ({"params": json.dumps({"prompt": "x" * 140_000})}, "params"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_stream_that_cannot_work_is_refused_by_the_fields_name(
+    one: Replica, facts: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidError) as refusal:
+        await one.create(**facts)
+    assert refusal.value.details["field"] == field
+
+
+async def test_without_a_runner_nobody_can_say_what_there_is(around: Neighbourhood, one: Replica) -> None:
+    around.router.offers.clear()
+    with pytest.raises(UnavailableError) as refusal:
+        await one.create()
+    assert refusal.value.reason == "NO_RUNNERS"
+
+
+async def listed(one: Replica, count: int) -> list[pb.Stream]:
+    async def look() -> list[pb.Stream] | None:
+        found = await one.streams()
+        return found if len(found) == count else None
+
+    return await until(look)
+
+
+async def test_a_tenant_lists_its_own_streams_newest_first_and_has_so_many(one: Replica) -> None:
+    for name in "abc":
+        await one.create(id=f"str_{name * 8}")
+        await asyncio.sleep(0.002)
+    await one.create(id="str_other000", tenant="other")
+    assert [found.id[4] for found in await listed(one, 3)] == ["c", "b", "a"]
+    assert [found.id[4] for found in await one.streams(limit=1)] == ["c"]
+    with pytest.raises(RateLimitedError) as refusal:
+        await one.create(id="str_dddddddd")
+    assert refusal.value.reason == "TOO_MANY_STREAMS"
+    with pytest.raises(InvalidError):
+        await one.streams(limit=1001)
+
+
+async def test_a_deleted_stream_is_gone_with_its_session(around: Neighbourhood, one: Replica) -> None:
+    await one.create()
+    await started(around, one)
+    await one.delete()
+    assert (await one.ended()).end_reason == "stream_deleted"
+    assert around.held() == []
+    with pytest.raises(NotFoundError):
+        await one.stream()
+    await one.delete()  # again is harmless
+    await listed(one, 0)
+
+
+async def test_a_stream_whose_session_is_long_forgotten_can_be_deleted(one: Replica) -> None:
+    await one.create()
+    await one.store.change_stream(STREAM, lambda was: was.claimed_by(SessionId("ses_forgotten00")))
+    await one.delete()
+    with pytest.raises(NotFoundError):
+        await one.stream()
+
+
+# --- parameters
+
+
+async def test_a_change_before_the_start_is_there_at_the_start(around: Neighbourhood, one: Replica) -> None:
+    await one.create()
+    answer = await one.update({"prompt": "sketch"})
+    assert (answer.revision, answer.applies) == (2, "at_start")
+    assert params(answer.stream) == {"prompt": "sketch", "strength": 1.0}
+    await one.update({"strength": 0.5}, apply_at_pts=180_000)
+    await started(around, one)
+    attached = around.runner.attached
+    assert attached is not None
+    assert json.loads(attached.params) == {"prompt": "sketch", "strength": 1.0}
+    assert attached.revision == 3
+    assert [(item.revision, item.apply_at_pts) for item in attached.scheduled] == [(3, 180_000)]
+
+
+async def test_a_change_while_live_goes_to_the_runner_with_its_revision(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    await started(around, one)
+    around.runner.applies = "warm"
+    answer = await one.update({"prompt": "sketch"}, apply_at_pts=270_000)
+    assert (answer.revision, answer.applies) == (2, "warm")
+    (told,) = around.runner.patches
+    assert (told.revision, told.patch, told.apply_at_pts) == (2, '{"prompt":"sketch"}', 270_000)
+
+
+async def test_what_was_scheduled_becomes_the_streams_when_the_bridge_saw_it(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    await started(around, one)
+    await one.update({"prompt": "sketch"}, apply_at_pts=270_000)
+    assert params(await one.stream())["prompt"] == "neon"
+    seen = around.bridge.sessions[SESSION]
+    seen.see(applied_revision=2, applied_pts=269_999)
+    seen.see(applied_revision=2, applied_pts=271_000)
+
+    async def folded() -> bool:
+        return bool(params(await one.stream())["prompt"] == "sketch")
+
+    await until(folded)
+    assert list((await one.stream()).scheduled) == []
+
+
+async def test_null_puts_a_parameter_back_to_its_default(around: Neighbourhood, one: Replica) -> None:
+    await one.create(params='{"prompt": "sketch", "seed": 7}')
+    await started(around, one)
+    answer = await one.update({"prompt": None, "seed": None})
+    assert params(answer.stream) == {"prompt": "neon", "strength": 1.0}
+    assert json.loads(around.runner.patches[0].patch) == {"prompt": "neon", "seed": None}
+
+
+@pytest.mark.parametrize(
+    ("patch", "facts", "field"),
+    [
+        ({"prompt": "sketch", "strength": 7}, {}, "params.strength"),
+        ({"prompt": "sketch", "colour": 7}, {}, "params.colour"),
+        ("[1]", {}, "patch"),
+        ('{"strength": -Infinity}', {}, "patch"),
+        ({"prompt": "sketch"}, {"apply_at_pts": -1}, "apply_at_pts"),
+    ],
+)
+async def test_a_wrong_change_changes_nothing(
+    around: Neighbourhood, one: Replica, patch: Any, facts: dict[str, Any], field: str
+) -> None:
+    before = await one.create()
+    await started(around, one)
+    with pytest.raises(InvalidError) as refusal:
+        await one.update(patch, **facts)
+    assert refusal.value.details["field"] == field
+    after = await one.stream()
+    assert (after.params, after.revision) == (before.params, before.revision)
+    assert around.runner.patches == []
+
+
+async def test_a_change_that_expects_another_revision_or_pipeline_is_refused(one: Replica) -> None:
+    await one.create()
+    await one.update({"prompt": "sketch"}, expected_revision=1)
+    with pytest.raises(ConflictError) as refusal:
+        await one.update({"prompt": "watercolor"}, expected_revision=1)
+    assert (refusal.value.reason, refusal.value.details["revision"]) == ("REVISION_MOVED", "2")
+    with pytest.raises(ConflictError) as refusal:
+        await one.update({}, pipeline="other")
+    assert refusal.value.reason == "PIPELINE_FIXED"
+    with pytest.raises(NotFoundError):
+        await one.update({}, tenant="other")
+    assert (await one.stream()).revision == 2
+
+
+async def test_changes_at_once_all_have_a_revision_of_their_own(around: Neighbourhood, one: Replica) -> None:
+    await one.create()
+    await started(around, one)
+    answers = await asyncio.gather(*(one.update({"seed": number}) for number in range(8)))
+    assert sorted(answer.revision for answer in answers) == list(range(2, 10))
+    assert sorted(patch.revision for patch in around.runner.patches) == list(range(2, 10))
+    newest = max(around.runner.patches, key=lambda patch: patch.revision)
+    assert params(await one.stream())["seed"] == json.loads(newest.patch)["seed"]
+
+
+async def test_a_change_that_the_runner_does_not_hear_of_is_said_to_be_stored(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    await started(around, one)
+    around.runner.fail("Update", UnavailableError("away"))
+    with pytest.raises(UnavailableError) as refusal:
+        await one.update({"prompt": "sketch"})
+    assert refusal.value.reason == "RUNNER_NOT_TOLD"
+    assert params(await one.stream())["prompt"] == "sketch"
+
+
+def in_effect(runner: FakeRunner, pts: int) -> dict[str, Any]:
+    """What a real runner would make of all that this one was told."""
+    attached = runner.attached
+    assert attached is not None
+
+    def patch(message: runner_pb2.Patch) -> Patch:
+        return Patch(message.revision, json.loads(message.patch), message.apply_at_pts)
+
+    fold = Fold.starting(
+        attached.revision, json.loads(attached.params), [patch(item) for item in attached.scheduled]
+    )
+    for message in runner.patches:
+        fold = fold.add(patch(message))
+    return dict(fold.effective(pts)[0])
+
+
+async def test_changes_during_the_attach_all_reach_the_runner(around: Neighbourhood, one: Replica) -> None:
+    await one.create(params='{"seed": 7}')
+    await one.update({"prompt": "earlier"}, apply_at_pts=300_000)
+
+    async def meanwhile() -> None:
+        assert (await one.update({"strength": 0.5, "seed": None})).applies == "at_start"
+        await one.update({"prompt": "scheduled"}, apply_at_pts=400_000)
+
+    around.runner.before("Attach", meanwhile)
+    await started(around, one)
+    assert in_effect(around.runner, 90_000) == {"prompt": "neon", "strength": 0.5}
+    assert in_effect(around.runner, 300_000) == {"prompt": "earlier", "strength": 0.5}
+    assert in_effect(around.runner, 400_000) == {"prompt": "scheduled", "strength": 0.5}
+
+
+async def test_a_stream_that_is_deleted_during_the_attach_leaves_nothing(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    around.runner.before("Attach", one.delete)
+    around.publish()
+    with pytest.raises((NotFoundError, ConflictError, UnavailableError)):
+        await one.start(around.bridge.address)
+    assert (await one.ended()).end_reason == "stream_deleted"
+
+    async def free() -> bool:
+        return around.held() == []
+
+    await until(free)
+
+
+async def test_a_stream_keeps_its_parameters_over_its_sessions(around: Neighbourhood, one: Replica) -> None:
+    await one.create()
+    await started(around, one)
+    await one.update({"prompt": "sketch"})
+    await one.stop()
+    await one.ended()
+    record = await one.store.session(SESSION)
+    assert replace(record, settled=False).phase.name == "ENDED"
+    around.publish("ses_second0000")
+    await one.start(around.bridge.address, "ses_second0000")
+    assert around.runner.attached is not None
+    assert json.loads(around.runner.attached.params)["prompt"] == "sketch"
+    assert around.runner.attached.slot_epoch == 2
