@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry.trace import SpanKind
 from prometheus_client import Counter
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.errors import UnavailableError
@@ -18,6 +19,7 @@ from services.ingest.faces.context import Core, translate_errors
 REQUESTS: Final = Counter(
     "sluice_http_requests_total", "Public HTTP requests.", ["method", "route", "status"]
 )
+BODY_BYTES: Final = 1 << 20  # parameters are at most an eighth of it
 MEDIA: Final = "/ts/"  # endless: a span would show nothing before its end; `session.open` is their trace
 
 # FastAPI's own spans have the path in them, and in our paths there are stream keys.
@@ -48,8 +50,32 @@ def public_app(core: Core) -> FastAPI:
             "WHIP is not served by this version; publish MPEG-TS to publish_url", reason="WHIP_NOT_SERVED"
         )
 
+    app.add_middleware(Bounded)
     app.add_middleware(Observed)
     return app
+
+
+class Bounded:
+    """Refuses a body that no call can mean, before it is in memory; media has limits of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(MEDIA):
+            await self._app(scope, receive, send)
+            return
+        left = BODY_BYTES
+
+        async def bounded() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, f"a body has at most {BODY_BYTES} bytes")
+            return message
+
+        await self._app(scope, bounded, send)
 
 
 class Observed:

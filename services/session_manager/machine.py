@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NewType
@@ -15,6 +16,7 @@ from services.common.merge_patch import merge_patch
 SessionId = NewType("SessionId", str)
 StreamId = NewType("StreamId", str)
 MAX_SCHEDULED: Final = 100
+ID: Final = re.compile(r"^[a-z]{3}_[0-9A-Za-z]{8,40}$")  # of streams, str_..., and sessions, ses_...
 
 
 class Phase(enum.Enum):

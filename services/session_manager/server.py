@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final
@@ -24,6 +23,7 @@ from services.common.errors import (
 )
 from services.session_manager.life import Lives, now_unix_ms
 from services.session_manager.machine import (
+    ID,
     Delivery,
     Phase,
     Reason,
@@ -39,7 +39,6 @@ from services.session_manager.schema import validate, with_defaults
 from services.session_manager.settings import SessionManagerSettings
 from services.session_manager.store import Store, patch_to_proto, session_to_proto, stream_to_proto
 
-ID: Final = re.compile(r"^[a-z]{3}_[0-9A-Za-z]{8,40}$")
 NAME_MAX: Final = 200
 PARAMS_MAX_BYTES: Final = 128 * 1024
 LIST_MAX: Final = 1000

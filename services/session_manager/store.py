@@ -12,6 +12,7 @@ from protos.sessions.v1 import sessions_pb2 as pb
 from services.common.bus import Bucket, View
 from services.common.errors import ConflictError, NotFoundError
 from services.session_manager.machine import (
+    ID,
     Delivery,
     Phase,
     Scheduled,
@@ -35,7 +36,7 @@ class Store:
 
     async def stream(self, stream: str, tenant: str = "") -> Stream:
         """The stream. Raises NotFoundError, also when it is another tenant's."""
-        entry = await self.streams.get(stream)
+        entry = await self.streams.get(stream) if ID.match(stream) else None
         found = stream_from_proto(pb.Stream.FromString(entry.value)) if entry else None
         if found is None or found.deleted or (tenant and found.tenant != tenant):
             raise NotFoundError(f"there is no stream {stream}", reason="STREAM_NOT_FOUND")
@@ -70,7 +71,7 @@ class Store:
         return sorted(mine, key=lambda stream: stream.created_unix_ms, reverse=True)
 
     async def session(self, session: str, tenant: str = "") -> Session:
-        entry = await self.sessions.get(session)
+        entry = await self.sessions.get(session) if ID.match(session) else None
         found = session_from_proto(pb.Session.FromString(entry.value)) if entry else None
         if found is None or (tenant and found.tenant != tenant):
             raise NotFoundError(f"there is no session {session}", reason="SESSION_NOT_FOUND")

@@ -17,6 +17,7 @@ from services.common.errors import (
     InvalidError,
     NotFoundError,
     SluiceError,
+    TooLargeError,
     UnauthenticatedError,
 )
 from services.common.telemetry import report_bug
@@ -102,7 +103,7 @@ def translate_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> JSONResponse:
-        kinds: dict[int, type[SluiceError]] = {404: NotFoundError, 403: DeniedError}
+        kinds: dict[int, type[SluiceError]] = {404: NotFoundError, 403: DeniedError, 413: TooLargeError}
         answer = render(kinds.get(error.status_code, InvalidError)(str(error.detail)), request)
         answer.status_code = error.status_code
         return answer
