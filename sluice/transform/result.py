@@ -56,7 +56,7 @@ class Result:
 
     def __init__(self, path: Path, container: str, *, start_s: Fraction, sound: Sound) -> None:
         self._output = av.open(
-            str(path), "w", format=container, options=FASTSTART if container != "matroska" else {}
+            str(path.absolute()), "w", format=container, options=FASTSTART if container != "matroska" else {}
         )
         self._sound = sound
         first_s = start_s if sound.start_s is None else min(start_s, sound.start_s)

@@ -159,7 +159,7 @@ def opened(path: Path) -> av.container.InputContainer:
     try:
         if not path.stat().st_size:
             raise InvalidError(f"{path} is empty")
-        return av.open(str(path))
+        return av.open(str(path.absolute()))  # a relative name with a colon would be a URL to libav
     except FileNotFoundError:
         raise InvalidError(f"{path} does not exist") from None
     except PermissionError:

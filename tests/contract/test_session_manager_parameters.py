@@ -107,11 +107,13 @@ async def test_without_a_runner_nobody_can_say_what_there_is(around: Neighbourho
 
 
 async def listed(one: Replica, count: int) -> list[pb.Stream]:
-    async def look() -> list[pb.Stream] | None:
-        found = await one.streams()
-        return found if len(found) == count else None
+    """The tenant's streams, as soon as there are so many."""
 
-    return await until(look)
+    async def look() -> bool:
+        return len(await one.streams()) == count
+
+    await until(look)
+    return await one.streams()
 
 
 async def test_a_tenant_lists_its_own_streams_newest_first_and_has_so_many(one: Replica) -> None:

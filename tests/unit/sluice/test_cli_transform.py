@@ -81,8 +81,8 @@ def test_every_frame_of_a_film_comes_back_at_its_time_with_its_5_1_sound(
 
 def test_an_uneven_frame_rate_is_kept_and_a_file_without_sound_has_none(at: Platform, tmp_path: Path) -> None:
     pts = [0, 3003, 4500, 9000, 9100, 27_000, 45_123, 60_000]
-    source = clips.clip(tmp_path / "in.mp4", pts)
-    out = tmp_path / "out.mp4"
+    source = clips.clip(tmp_path / "in.mp4", pts).rename(tmp_path / "a:b %d [c].mp4")
+    out = tmp_path / "out:put %d [c].mp4"
     assert sluice(at, "transform", source, "-o", out, "--fast").exit_code == 0
     assert at.stream.pts == pts
     assert ticks(clips.video_times(out)) == pts
