@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from services.common.errors import ConflictError, InvalidError
-from services.common.merge_patch import merge_patch
+from services.common.json_objects import merge_patch
 
 CAPACITY: Final = 256  # patches kept apart, so that a late one finds its place among them
 

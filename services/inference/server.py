@@ -10,12 +10,12 @@ import grpc.aio
 
 from protos.inference.v1 import runner_pb2, runner_pb2_grpc
 from services.common.errors import InvalidError
+from services.common.json_objects import json_object
 from services.common.telemetry import carrier
 from services.inference.params import Fold, Patch
 from services.inference.presence import Presence
 from services.inference.session import Assignment, Channels, Report
 from services.inference.slots import Slots
-from services.inference.validation import parse_object
 
 REPORT_EVERY_S: Final = 1.0
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -90,7 +90,7 @@ def assignment(request: runner_pb2.AttachRequest) -> Assignment:
         pipeline=request.pipeline,
         fold=Fold.starting(
             request.revision,
-            parse_object(request.params, field="params"),
+            json_object(request.params, "params"),
             [patch(one) for one in request.scheduled],
         ),
         live=request.delivery == runner_pb2.DELIVERY_LIVE,
@@ -99,7 +99,7 @@ def assignment(request: runner_pb2.AttachRequest) -> Assignment:
 
 
 def patch(message: runner_pb2.Patch) -> Patch:
-    return Patch(message.revision, parse_object(message.patch, field="patch"), message.apply_at_pts)
+    return Patch(message.revision, json_object(message.patch, "patch"), message.apply_at_pts)
 
 
 def slot_report(report: Report) -> runner_pb2.SlotReport:

@@ -14,12 +14,12 @@ from prometheus_client import Gauge
 from services.common.errors import ConflictError, DeadlineExceededError, InvalidError, NotFoundError
 from services.common.latest import Latest
 from services.common.lifecycle import Bulkhead
+from services.common.param_schema import applies, validate
 from services.common.telemetry import report_bug
 from services.inference.params import Patch
 from services.inference.session import Assignment, Session, State
 from services.inference.settings import InferenceSettings
 from services.inference.supervisor import Offer, Supervisor
-from services.inference.validation import applies, check
 
 log = structlog.get_logger()
 
@@ -73,7 +73,7 @@ class Slots:
             raise ConflictError("the engine is not ready", reason="NOT_READY")
         offer = self._offer(of.pipeline)
         for params in of.fold.outcomes():
-            check(params, offer.params_schema)
+            validate(params, offer.params_schema)
         self._require_room(of, offer)
         self._epochs[of.slot] = of.slot_epoch
         session = Session(of, self._supervisor, self._settings.bridge_lost_after_s)
@@ -91,7 +91,7 @@ class Slots:
         schema = self._offer(session.assignment.pipeline).params_schema
         fold = session.fold.add(patch)
         for params in fold.outcomes():
-            check(params, schema)
+            validate(params, schema)
         if fold is not session.fold:
             await session.update(patch, fold)
         return applies(patch.patch, schema)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import enum
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NewType
 
 from services.common.errors import ConflictError, InvalidError
-from services.common.merge_patch import merge_patch
+from services.common.json_objects import merge_patch
 
 SessionId = NewType("SessionId", str)
 StreamId = NewType("StreamId", str)
@@ -206,24 +204,3 @@ def difference(was: Mapping[str, object], now: Mapping[str, object]) -> dict[str
         elif name not in was or old != value:
             patch[name] = value
     return patch
-
-
-def json_object(text: str, name: str) -> dict[str, object]:
-    """Parse a JSON object. Raises InvalidError that names the field."""
-    try:
-        value = json.loads(text or "{}", parse_float=_finite, parse_constant=_finite)
-    except ValueError as error:
-        raise InvalidError(f"{name} is not JSON: {error}", field=name) from None
-    except RecursionError:
-        raise InvalidError(f"{name} is nested too deeply", field=name) from None
-    if not isinstance(value, dict):
-        raise InvalidError(f"{name} must be a JSON object, not {type(value).__name__}", field=name)
-    return value
-
-
-def _finite(text: str) -> float:
-    """Python takes NaN and 1e999, which no limit of a schema refuses and no answer can then carry."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no number")
-    return value

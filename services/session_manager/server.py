@@ -21,6 +21,8 @@ from services.common.errors import (
     RateLimitedError,
     UnavailableError,
 )
+from services.common.json_objects import json_object
+from services.common.param_schema import validate, with_defaults
 from services.session_manager.life import Lives, now_unix_ms
 from services.session_manager.machine import (
     ID,
@@ -31,11 +33,9 @@ from services.session_manager.machine import (
     SessionId,
     Stream,
     StreamId,
-    json_object,
     merged,
 )
 from services.session_manager.neighbours import Neighbours
-from services.session_manager.schema import validate, with_defaults
 from services.session_manager.settings import SessionManagerSettings
 from services.session_manager.store import Store, patch_to_proto, session_to_proto, stream_to_proto
 

@@ -20,7 +20,8 @@ from sluice.transform.sound import Sound
 from sluice.transform.source import Source
 
 SETTLE_S: Final = 3.0  # how long a bill is waited for
-SETTLE_POLL_S: Final = 0.3
+SETTLED_FOR_S: Final = 1.0
+SETTLE_POLL_S: Final = 0.25
 CLEAN_UP_S: Final = 5.0
 
 
@@ -97,9 +98,11 @@ async def _check(exchange: Exchange, client: SluiceClient, *, complete: bool) ->
 async def _settle(exchange: Exchange, client: SluiceClient) -> bool:
     """Wait a little for the ledger's last word on the cost; whether there is one.
 
-    A line counts when it says the same twice: a window of usage may arrive after the session is settled.
+    A line counts when it stays the same for a second: the last window of usage may arrive after the session
+    is settled.
     """
-    settled_micro: int | None = None
+    now_s = asyncio.get_running_loop().time
+    said: tuple[int, float] | None = None  # a settled cost, and since when it is so
     with suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
             while True:
@@ -110,9 +113,10 @@ async def _settle(exchange: Exchange, client: SluiceClient) -> bool:
                         if not line["settled"]:
                             exchange.cost_micro = max(exchange.cost_micro or 0, line["cost_micro"])
                             continue
-                        exchange.cost_micro = line["cost_micro"]
-                        if exchange.cost_micro == settled_micro:
+                        cost_micro = exchange.cost_micro = line["cost_micro"]
+                        if said is None or said[0] != cost_micro:
+                            said = cost_micro, now_s()
+                        elif now_s() - said[1] >= SETTLED_FOR_S:
                             return True
-                        settled_micro = exchange.cost_micro
                 await asyncio.sleep(SETTLE_POLL_S)
     return False

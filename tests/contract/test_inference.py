@@ -323,7 +323,7 @@ async def test_a_wrong_parameter_changes_nothing_and_is_named(runner: Runner) ->
     async with runner.bridge() as bridge:
         with pytest.raises(InvalidError) as invalid:
             await runner.attach(bridge, "grey", params='{"level": 900}')
-        assert invalid.value.details["field"] == "level"
+        assert invalid.value.details["field"] == "params.level"
         with pytest.raises(InvalidError) as invalid:
             await runner.attach(bridge, "grey", params="[]")
         assert invalid.value.details["field"] == "params"

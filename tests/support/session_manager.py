@@ -137,7 +137,10 @@ class Replica:
 
     async def reaches(self, phase: pb.Phase.ValueType, session: str = SESSION) -> pb.Session:
         async def look() -> pb.Session | None:
-            record = await self.session(session)
+            try:
+                record = await self.session(session)
+            except UnavailableError:
+                return None
             return record if record.phase == phase else None
 
         return await until(look)

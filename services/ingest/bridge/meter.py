@@ -74,11 +74,13 @@ class Meter:
         windows: list[Window] = []
         if delivered_ms or (final and not paused_ms):
             windows.append(self._window(at_ms, "delivered_ms", delivered_ms, final, facts))
+            facts = (0, 0, 0)  # each picture is in one window
         if paused_ms:
             windows.append(self._window(at_ms, "paused_ms", paused_ms, final, facts))
         self._cut_ms = at_ms
         self._cut_delivered_ms, self._cut_paused_ms = self.delivered_ms, self.paused_ms
-        self._cut_frames = frames
+        if windows:
+            self._cut_frames = frames
         return windows
 
     def _window(self, at_ms: int, unit: str, quantity: int, final: bool, facts: tuple[int, ...]) -> Window:

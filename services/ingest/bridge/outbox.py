@@ -19,7 +19,7 @@ from prometheus_client import Counter, Gauge
 
 from protos.events.v1 import events_pb2
 from services.common.bus import Bus
-from services.common.errors import InvalidError, SluiceError
+from services.common.errors import SluiceError
 from services.common.telemetry import continued
 from services.common.topology import usage, usage_confirmed
 
@@ -51,13 +51,12 @@ class Outbox:
         return self._source
 
     async def open(self) -> None:
-        """Raises InvalidError when the path cannot be used."""
+        """Raises OSError when the path cannot be used."""
         try:
             await self._run(self._open)
         except sqlite3.Error as error:
-            raise InvalidError(
-                f"cannot use the outbox at {self._path}: {error}", field="outbox_path"
-            ) from error
+            self._thread.shutdown()
+            raise OSError(f"cannot use the outbox at {self._path}: {error}") from error
 
     async def close(self) -> None:
         await self._run(self._shut)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import ConflictError, InvalidError
-from services.common.merge_patch import merge_patch
+from services.common.json_objects import merge_patch
 from services.inference.params import CAPACITY, Fold, Patch
 
 VALUES = st.none() | st.integers(0, 5) | st.dictionaries(st.sampled_from("xy"), st.none() | st.integers(0, 5))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.common.errors import ConflictError, InvalidError
-from services.common.merge_patch import merge_patch
+from services.common.json_objects import json_object, merge_patch
 from services.session_manager.machine import (
     MAX_SCHEDULED,
     NEXT,
@@ -23,7 +23,6 @@ from services.session_manager.machine import (
     Stream,
     StreamId,
     difference,
-    json_object,
 )
 
 A, B = SessionId("ses_aaaaaaaa"), SessionId("ses_bbbbbbbb")

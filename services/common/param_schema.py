@@ -1,13 +1,16 @@
-"""Validation of parameters against the schema that the runners of a pipeline advertise."""
+"""Parameters against the JSON Schema that a pipeline advertises: complete, right, how a change applies. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Final
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from services.common.errors import InvalidError
+
+SLOWEST_LAST: Final = ("live", "warm", "reload")
 
 
 def with_defaults(params: Mapping[str, object], schema: Mapping[str, object]) -> dict[str, object]:
@@ -33,7 +36,7 @@ def validate(params: Mapping[str, object], schema: Mapping[str, object]) -> None
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         properties = error.schema.get("properties") if isinstance(error.schema, Mapping) else None
         known = sorted(properties) if isinstance(properties, Mapping) else []
-        unknown = sorted(set(error.instance) - set(known))[0]
+        unknown = min(set(error.instance) - set(known))
         owner = "this pipeline" if where == "params" else where
         raise InvalidError(
             f"unknown parameter {unknown!r}; {owner} has: {', '.join(known) or 'none'}",
@@ -42,3 +45,10 @@ def validate(params: Mapping[str, object], schema: Mapping[str, object]) -> None
     expected = error.schema.get("description", "") if isinstance(error.schema, Mapping) else ""
     message = f"{where}: {error.message}"[:500] + (f" ({expected})" if expected else "")
     raise InvalidError(message, field=where)
+
+
+def applies(patch: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """How `patch` takes effect: as the slowest of its parameters does."""
+    properties = schema.get("properties", {})
+    ways = [properties.get(name, {}).get("x-apply", SLOWEST_LAST[0]) for name in patch]
+    return max(ways, key=SLOWEST_LAST.index, default=SLOWEST_LAST[0])

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from services.common.errors import InvalidError
+from services.common.param_schema import validate, with_defaults
 from services.inference.engine.pipelines.effects import Effects
-from services.session_manager.schema import validate, with_defaults
 from sluice import pipeline
 
 EFFECTS = pipeline.schema(Effects)
