@@ -66,7 +66,6 @@ class Session:
     end_reason: str | None
     end_message: str | None
     cost_micro: int | None
-    settled: bool
 
 
 class SluiceClient:
@@ -236,7 +235,6 @@ def _session(answer: Json) -> Session:
         end_reason=answer.get("end_reason"),
         end_message=answer.get("end_message"),
         cost_micro=answer.get("cost_micro"),
-        settled=bool(answer.get("settled")),
     )
 
 

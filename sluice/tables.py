@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 
 from rich.table import Table
 
@@ -14,7 +15,7 @@ def sessions(answer: Json, currency: str) -> Table:
     """One line per session, as the server has them: newest first."""
     table = _table("session", "pipeline", "phase", "fps", "latency", "cost", "runner", "since")
     for row in answer["data"]:
-        phase = f"{row['phase']}: {row['end_reason']}" if row["end_reason"] else row["phase"]
+        phase = row["end_reason"] or row["phase"]  # an end has a reason, and the reason says that it ended
         cost = row.get("cost_micro")
         table.add_row(
             row["session"],
@@ -24,9 +25,16 @@ def sessions(answer: Json, currency: str) -> Table:
             f"{row['latency_ms']:.0f} ms" if "latency_ms" in row else "",
             "" if cost is None else f"~{money(cost, currency)}",
             row["runner"] or "",
-            row["created_at"],
+            when(row["created_at"]),
         )
     return table
+
+
+def when(iso: str) -> str:
+    """A server's time as a person here reads it: the clock, and the day if it is another one."""
+    moment = datetime.fromisoformat(iso).astimezone()
+    today = moment.date() == datetime.now(UTC).astimezone().date()
+    return moment.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M")
 
 
 def runners(answer: Json) -> Table:
@@ -48,16 +56,15 @@ def runners(answer: Json) -> Table:
 
 def usage(answer: Json, currency: str) -> Table:
     """One line per session, and below them what is left."""
-    table = _table("session", "pipeline", "delivered", "paused", "cost", "per minute", "since")
+    table = _table("session", "pipeline", "delivered", "paused", "cost", "since")
     for row in answer["data"]:
         table.add_row(
             row["session"],
             row["pipeline"],
             f"{row['delivered_ms'] / 1000:.1f} s",
             f"{row['paused_ms'] / 1000:.1f} s",
-            ("" if row["settled"] else "~") + money(row["cost_micro"], currency),
-            money(row["micro_per_second"] * 60, currency),
-            row["opened_at"],
+            ("" if row["final"] else "~") + money(row["cost_micro"], currency),
+            when(row["opened_at"]),
         )
     table.caption = f"balance {money(answer['balance_micro'], currency)}"
     if answer["available_micro"] != answer["balance_micro"]:

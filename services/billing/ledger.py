@@ -230,6 +230,7 @@ class SessionAccount:
     accounted_to_ms: int = 0  # the newest end of a posted window
     expires_unix_ms: int = 0  # then the reservation lapses by itself
     settled_unix_ms: int | None = None
+    final: bool = False  # its meter said that nothing will come after
 
     @property
     def posted_micro(self) -> int:
@@ -284,5 +285,6 @@ class SessionAccount:
             metered=metered,
             written_off_micro=self.written_off_micro + amount.written_off,
             accounted_to_ms=max(self.accounted_to_ms, window.to_ms),
+            final=self.final or window.final,
         )
         return charged, amount

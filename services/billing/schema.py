@@ -138,6 +138,7 @@ session_account = _table(
     Column("held_micro", Int64, nullable=False),
     Column("expires_unix_ms", Int64, nullable=False),
     Column("settled_unix_ms", Int64),
+    Column("final", Int64, nullable=False),  # 0 or 1
 )
 Index("sessions_of_a_tenant", session_account.c.tenant, session_account.c.opened_unix_ms)
 Index(

@@ -197,6 +197,7 @@ def _usage(account: SessionAccount) -> pb.SessionUsage:
         opened_unix_ms=account.opened_unix_ms,
         settled=account.settled_unix_ms is not None,
         written_off_micro=account.written_off_micro,
+        final=account.final,
     )
 
 

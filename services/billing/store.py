@@ -453,6 +453,7 @@ def _from_row(row: Row[Any]) -> SessionAccount:
         accounted_to_ms=row.accounted_to_ms,
         expires_unix_ms=row.expires_unix_ms,
         settled_unix_ms=row.settled_unix_ms,
+        final=bool(row.final),
     )
     assert account.posted_micro == row.posted_micro, (account, row.posted_micro)
     return account
@@ -476,6 +477,7 @@ def _to_row(account: SessionAccount) -> dict[str, object]:
         "held_micro": account.held_micro,
         "expires_unix_ms": account.expires_unix_ms,
         "settled_unix_ms": account.settled_unix_ms,
+        "final": int(account.final),
     }
 
 
@@ -490,6 +492,7 @@ FOLLOWS: Final = (
     "held_micro",
     "expires_unix_ms",
     "settled_unix_ms",
+    "final",
 )
 
 

@@ -1,4 +1,4 @@
-"""Parameters against the JSON Schema that a pipeline advertises: complete, right, how a change applies. Pure."""
+"""Parameters against the JSON Schema that a pipeline advertises: complete, right, how they apply. Pure."""
 
 from __future__ import annotations
 

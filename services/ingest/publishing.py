@@ -86,7 +86,10 @@ class Publishing:
         live = self._hub.of_stream(stream_id)
         if live is not None and live.connected:
             raise ConflictError("the stream has a publisher already", reason="STREAM_BUSY", stream=stream_id)
-        source = Source(body, self._settings)
+        # `complete` delivery paces its publisher; only a live one can be too fast.
+        paced = stream.delivery == runner_pb2.DELIVERY_COMPLETE
+        fastest_mbps = None if paced else self._settings.max_bitrate_mbps
+        source = Source(body, first_within_s=self._settings.first_picture_s, fastest_mbps=fastest_mbps)
         first = await source.first_picture()
         session = self._hub.of_stream(stream_id)
         if session is not None:
@@ -164,9 +167,12 @@ class Publishing:
 class Source:
     """A publisher's bytes as access units, with the checks that a stranger's bytes need."""
 
-    def __init__(self, body: AsyncIterator[bytes], settings: IngestSettings) -> None:
+    def __init__(
+        self, body: AsyncIterator[bytes], *, first_within_s: float, fastest_mbps: float | None
+    ) -> None:
         self._body = body
-        self._settings = settings
+        self._first_within_s = first_within_s
+        self._fastest_mbps = fastest_mbps
         self._demuxer = Demuxer()
         self._window_bytes = 0
         self._window_from_s = asyncio.get_running_loop().time()
@@ -176,7 +182,7 @@ class Source:
         units: list[AccessUnit] = []
         read = 0
         try:
-            async with asyncio.timeout(self._settings.first_picture_s):
+            async with asyncio.timeout(self._first_within_s):
                 async for chunk in self._body:
                     read += len(chunk)
                     units += self._demuxer.feed(chunk)
@@ -187,7 +193,7 @@ class Source:
                         break
         except TimeoutError:
             raise InvalidError(
-                f"no picture arrived within {self._settings.first_picture_s:g} s ({read} bytes did)",
+                f"no picture arrived within {self._first_within_s:g} s ({read} bytes did)",
                 reason="NO_PICTURE",
                 field="body",
             ) from None
@@ -210,13 +216,15 @@ class Source:
         yield self._demuxer.end_segment()
 
     def _limit_rate(self, size: int) -> None:
+        if self._fastest_mbps is None:
+            return
         now_s = asyncio.get_running_loop().time()
         if now_s - self._window_from_s > RATE_WINDOW_S:
             self._window_from_s, self._window_bytes = now_s, 0
         self._window_bytes += size
-        if self._window_bytes * 8 / 1e6 > self._settings.max_bitrate_mbps * RATE_WINDOW_S:
+        if self._window_bytes * 8 / 1e6 > self._fastest_mbps * RATE_WINDOW_S:
             raise TooLargeError(
-                f"more than {self._settings.max_bitrate_mbps:g} Mbit/s",
+                f"more than {self._fastest_mbps:g} Mbit/s",
                 reason="BITRATE_TOO_HIGH",
                 field="body",
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -273,18 +273,23 @@ class Lives:
     async def _watch(self, session: Session) -> tuple[str, str] | None:
         """Return the first reason for which the session must end; None when its duties are not ours now."""
         state = Watched(session)
-        watchers: list[Callable[[Watched], Awaitable[tuple[str, str] | None]]] = [
-            self._watch_bridge,
-            self._watch_runner,
-            self._watch_record,
-            self._renew_slices,
-        ]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_outcome(watcher(state))) for watcher in watchers]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
-        return next(iter(done)).result()
+        first: asyncio.Future[tuple[str, str] | None] = asyncio.get_running_loop().create_future()
+
+        async def report(watcher: Awaitable[tuple[str, str] | None]) -> None:
+            verdict = await watcher
+            if not first.done():
+                first.set_result(verdict)
+
+        def failed(_: str, error: Exception) -> None:
+            if not first.done():
+                first.set_exception(error)
+
+        async with Bulkhead(failed) as watchers:  # a TaskGroup cancels once, and nats-py may swallow that
+            watchers.start("bridge", report(self._watch_bridge(state)))
+            watchers.start("runner", report(self._watch_runner(state)))
+            watchers.start("record", report(self._watch_record(state)))
+            watchers.start("slices", report(self._renew_slices(state)))
+            return await first
 
     async def _watch_bridge(self, state: Watched) -> tuple[str, str]:
         silent_since_s = time.monotonic()
@@ -576,10 +581,6 @@ class Watched:
     def session_ms(self) -> float:
         """Session time now, as the bridge counts it, between its reports."""
         return self.report.session_ms + (time.monotonic() - self.reported_s) * 1000
-
-
-async def _outcome(watcher: Awaitable[tuple[str, str] | None]) -> tuple[str, str] | None:
-    return await watcher
 
 
 async def within(silence_s: float, reports: AsyncIterator[Report]) -> AsyncIterator[Report]:

@@ -20,7 +20,6 @@ from sluice.transform.sound import Sound
 from sluice.transform.source import Source
 
 SETTLE_S: Final = 3.0  # how long a bill is waited for
-SETTLED_FOR_S: Final = 1.0
 SETTLE_POLL_S: Final = 0.25
 CLEAN_UP_S: Final = 5.0
 
@@ -96,13 +95,7 @@ async def _check(exchange: Exchange, client: SluiceClient, *, complete: bool) ->
 
 
 async def _settle(exchange: Exchange, client: SluiceClient) -> bool:
-    """Wait a little for the ledger's last word on the cost; whether there is one.
-
-    A line counts when it stays the same for a second: the last window of usage may arrive after the session
-    is settled.
-    """
-    now_s = asyncio.get_running_loop().time
-    said: tuple[int, float] | None = None  # a settled cost, and since when it is so
+    """Wait a little for the ledger's last word on the cost; whether there is one."""
     with suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
             while True:
@@ -110,13 +103,9 @@ async def _settle(exchange: Exchange, client: SluiceClient) -> bool:
                     if exchange.currency is None:
                         exchange.currency = str((await client.prices())["currency"])
                     for line in (await client.usage(exchange.session))["data"]:
-                        if not line["settled"]:
-                            exchange.cost_micro = max(exchange.cost_micro or 0, line["cost_micro"])
-                            continue
-                        cost_micro = exchange.cost_micro = line["cost_micro"]
-                        if said is None or said[0] != cost_micro:
-                            said = cost_micro, now_s()
-                        elif now_s() - said[1] >= SETTLED_FOR_S:
+                        if line["final"]:
+                            exchange.cost_micro = line["cost_micro"]
                             return True
+                        exchange.cost_micro = max(exchange.cost_micro or 0, line["cost_micro"])
                 await asyncio.sleep(SETTLE_POLL_S)
     return False

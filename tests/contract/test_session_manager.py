@@ -29,7 +29,7 @@ from services.common.grpc_client import stream
 from services.common.lifecycle import background
 from services.common.topology import EVENTS
 from services.session_manager import life
-from services.session_manager.machine import SessionId
+from services.session_manager.machine import Session, SessionId
 from tests.support.fakes import FakeRunner
 from tests.support.nats import nats_server
 from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, neighbourhood, until
@@ -572,6 +572,35 @@ async def test_nobody_stops_or_sees_another_tenants_session(one: Replica, live: 
         with pytest.raises(NotFoundError):
             await attempt
     assert (await one.session(tenant="acme")).phase == pb.PHASE_LIVE
+
+
+async def test_a_watcher_that_swallows_its_cancellation_does_not_keep_a_session_alive(
+    around: Neighbourhood, one: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nats-py's requests do, now and then: `asyncio.wait_for` of Python 3.11 loses a cancellation."""
+    real = one.store.session
+    swallowed = 0
+
+    async def stubborn(session: str, tenant: str = "") -> Session:
+        nonlocal swallowed
+        if not swallowed:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed += 1
+        return await real(session, tenant)
+
+    await one.create()
+    around.publish()
+    monkeypatch.setattr(one.store, "session", stubborn)
+    await one.start(around.bridge.address)
+    await asyncio.sleep(0.05)
+    around.runner.say(FAILED, "engine_crashed")
+
+    async def free() -> bool:
+        return bool(swallowed) and around.held() == []
+
+    await until(free)
 
 
 # --- money

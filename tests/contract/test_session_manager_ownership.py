@@ -269,8 +269,6 @@ async def test_sigterm_ends_the_process_with_status_0_and_its_sessions_are_free_
     assert await replicas.get("proc") is None, "others adopt without waiting for a TTL"
 
 
-
-
 async def test_a_wrong_setting_ends_the_process_with_status_2_and_its_name() -> None:
     started = await process("nats://127.0.0.1:1", "127.0.0.1:0", SLUICE_SESSION_MANAGER_SLICE_S="soon")
     status, (line,) = await over(started)

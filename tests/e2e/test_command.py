@@ -49,7 +49,9 @@ def test_a_file_is_transformed_at_its_own_pace_with_its_sound(
         assert abs(float(sound.duration * sound.time_base) - 5.312) < 0.1
     ended = stack.ended(told["session"])
     assert ended["end_reason"] == "input_ended"
-    usage = until(lambda: stack.usage(told["session"]), 5, "usage")
+    assert told["cost_settled"]
+    usage = stack.usage(told["session"])
+    assert usage["cost_micro"] == told["cost_micro"]
     assert usage["cost_micro"] == usage["delivered_ms"] * usage["micro_per_second"] // 1000
     assert 3500 <= usage["delivered_ms"] <= 6500
 

@@ -189,9 +189,7 @@ class OpenSession:
     closed: bridge_pb2.CloseRequest | None = None
     report: Latest[bridge_pb2.BridgeReport] = field(
         default_factory=lambda: Latest(
-            bridge_pb2.BridgeReport(
-                publisher=bridge_pb2.PUBLISHER_SENDING, output_age_ms=-1, input_age_ms=-1
-            )
+            bridge_pb2.BridgeReport(publisher=bridge_pb2.PUBLISHER_SENDING, output_age_ms=-1, input_age_ms=-1)
         )
     )
 

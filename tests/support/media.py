@@ -81,4 +81,6 @@ def announced(stream_type: int) -> bytes:
         mpegts._Track(number).packets(mpegts._section_payload(section))
         for number, section in ((0, pat), (mpegts.PMT_PID, pmt))
     )
-    return b"".join(tables) + mpegts._Track(pid).packets(b"\x00\x00\x01\xe0\x00\x00\x84\x80\x05" + bytes(1000))
+    return b"".join(tables) + mpegts._Track(pid).packets(
+        b"\x00\x00\x01\xe0\x00\x00\x84\x80\x05" + bytes(1000)
+    )

@@ -212,7 +212,8 @@ def _app(at: Platform) -> FastAPI:
             "written_off_micro": 0,
             "micro_per_second": 100,
             "opened_at": "2026-01-01T00:00:00.000Z",
-            "settled": at.settled,
+            "settled": True,
+            "final": at.settled,
         }
         return {"data": [line], "balance_micro": 5_000_000, "available_micro": 4_900_000}
 

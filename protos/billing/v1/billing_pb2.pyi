@@ -249,6 +249,7 @@ class SessionUsage(_message.Message):
     OPENED_UNIX_MS_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     WRITTEN_OFF_MICRO_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     stream: _builtins.str
     pipeline: _builtins.str
@@ -260,6 +261,8 @@ class SessionUsage(_message.Message):
     settled: _builtins.bool
     written_off_micro: _builtins.int
     """part of cost_micro that no credit covered"""
+    final: _builtins.bool
+    """its meter's last window is in: nothing will be added"""
     def __init__(
         self,
         *,
@@ -273,10 +276,11 @@ class SessionUsage(_message.Message):
         opened_unix_ms: _builtins.int = ...,
         settled: _builtins.bool = ...,
         written_off_micro: _builtins.int = ...,
+        final: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micro", b"cost_micro", "delivered_ms", b"delivered_ms", "micro_per_second", b"micro_per_second", "opened_unix_ms", b"opened_unix_ms", "paused_ms", b"paused_ms", "pipeline", b"pipeline", "session", b"session", "settled", b"settled", "stream", b"stream", "written_off_micro", b"written_off_micro"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micro", b"cost_micro", "delivered_ms", b"delivered_ms", "final", b"final", "micro_per_second", b"micro_per_second", "opened_unix_ms", b"opened_unix_ms", "paused_ms", b"paused_ms", "pipeline", b"pipeline", "session", b"session", "settled", b"settled", "stream", b"stream", "written_off_micro", b"written_off_micro"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,7 +80,6 @@ class Hub:
         try:
             await session.run()
         finally:
-            session.close("internal_error", "the session failed inside; it was reported")
             del self._sessions[identity.session]
             del self._by_stream[identity.stream]
             self._remember(identity.session, session.closed.result())

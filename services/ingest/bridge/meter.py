@@ -66,14 +66,14 @@ class Meter:
             self._paused_from_ms = max(at_ms, self._paused_from_ms)
 
     def cut(self, at_ms: int, frames: tuple[int, int, int], *, final: bool) -> list[Window]:
-        """Return what was used since the last cut; the final cut always has a window, if an empty one."""
+        """Return what was used since the last cut; the final cut's last window says so, and always exists."""
         self._account_pause(at_ms)
         delivered_ms = self.delivered_ms - self._cut_delivered_ms
         paused_ms = self.paused_ms - self._cut_paused_ms
         facts = tuple(now - then for now, then in zip(frames, self._cut_frames, strict=True))
         windows: list[Window] = []
         if delivered_ms or (final and not paused_ms):
-            windows.append(self._window(at_ms, "delivered_ms", delivered_ms, final, facts))
+            windows.append(self._window(at_ms, "delivered_ms", delivered_ms, final and not paused_ms, facts))
             facts = (0, 0, 0)  # each picture is in one window
         if paused_ms:
             windows.append(self._window(at_ms, "paused_ms", paused_ms, final, facts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, M
 from services.common.trickle.channel import Channel, ChannelReader, SegmentWriter
 from services.common.trickle.protocol import RANDOM_ACCESS, ChannelLimits
 from services.common.trickle.registry import OpenChannel, Registry
-from services.ingest.bridge.meter import Meter
+from services.ingest.bridge.meter import Meter, Window
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.settings import IngestSettings
 
@@ -52,6 +53,7 @@ AUDIO_HELD: Final = 1500  # audio units waiting for their picture, 30 s of 20 ms
 AUDIO_PATIENCE_S: Final = 0.5  # beyond the usual transit, then audio goes on alone
 AUDIO_LEAST_HOLD_S: Final = 0.25
 EVENT_MAX_BYTES: Final = 64 * 1024
+COUNT_MAX: Final = 2**53  # what every reader of JSON can count to
 FLUSH_S: Final = 10.0  # without a picture for so long after the input ended, what is missing will not come
 
 MEDIA: Final = ChannelLimits()
@@ -186,6 +188,7 @@ class BridgeSession:
         # money
         self._meter = Meter()
         self._cut_ms = 0
+        self._unstored: deque[events_pb2.UsageWindow] = deque()
         self._paid_until_ms: int | None = None
         self._overdraft_ms = 0
         self.credit_exhausted = False
@@ -293,6 +296,7 @@ class BridgeSession:
                 await self.changed.newer_than(self.changed.version)
             finally:
                 self._holding = False
+                self._in_at_s = self._now_s()  # it was not late: we kept it
 
     @property
     def _first_pts(self) -> int:
@@ -351,6 +355,7 @@ class BridgeSession:
                 for task in tasks:
                     task.cancel()
         finally:
+            self.close("internal_error", "the session failed inside; it was reported")
             for kind in self._channels:
                 self._registry.close(self._name(kind))
             await asyncio.shield(self._cut_windows(final=True))
@@ -389,6 +394,8 @@ class BridgeSession:
         first = not self.frames_out
         if first and self._audio is not None:
             self._play.muxer, self._play_audio = Muxer(audio=self._audio), self._audio
+            while self._held and self._held[0][0].pts < pts:
+                self._held.popleft()  # whoever watches begins here
         self._out_pts = pts
         self._out_at_s = now_s
         self.frames_out += 1
@@ -441,13 +448,14 @@ class BridgeSession:
         try:
             event = json.loads(line)
             if event["type"] == "applied":
-                self.applied_revision = max(self.applied_revision, int(event["revision"]))
-                self.applied_pts = max(self.applied_pts, int(event["pts"]))
+                revision, pts = _count(event["revision"]), _count(event["pts"])
+                self.applied_revision = max(self.applied_revision, revision)
+                self.applied_pts = max(self.applied_pts, pts)
                 self.changed.set(None)
             elif event["type"] == "status":
-                self._runner_dropped = int(event.get("dropped", 0))
-                self.infer_ms = float(event.get("infer_ms", 0.0))
-        except (ValueError, KeyError, TypeError):
+                dropped, infer_ms = _count(event["dropped"]), _finite(event["infer_ms"])
+                self._runner_dropped, self.infer_ms = dropped, infer_ms
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             DROPPED.labels("bad_event").inc()
 
     # --- time
@@ -501,7 +509,7 @@ class BridgeSession:
                 self.changed.set(None)
             before = publisher
             orphaned_s = self._now_s() - max(self._in_at_s or 0.0, self._opened_s)
-            if orphaned_s > self._settings.orphan_after_s:
+            if orphaned_s > self._settings.orphan_after_s and not self._holding:
                 self.close("bridge_lost", "nobody ended the session after its publisher had gone")
 
     def _spend(self) -> None:
@@ -517,31 +525,34 @@ class BridgeSession:
             return  # it never had a runner: there is nothing to bill
         self._cut_ms = self.session_ms
         frames = (self.frames_in, self.frames_out, self.frames_dropped + self._runner_dropped)
-        for window in self._meter.cut(self._cut_ms, frames, final=final):
-            await self._outbox.put(
-                events_pb2.UsageWindow(
-                    id=f"{self.identity.session}:{self.epoch}:{window.seq}",
-                    session=self.identity.session,
-                    epoch=self.epoch,
-                    seq=window.seq,
-                    tenant=self.identity.tenant,
-                    stream=self.identity.stream,
-                    pipeline=self.identity.pipeline,
-                    from_ms=window.from_ms,
-                    to_ms=window.to_ms,
-                    unit=window.unit,
-                    quantity=window.quantity,
-                    final=window.final,
-                    end_reason=self.closed.result().reason if self.closed.done() else "",
-                    frames_in=window.frames_in,
-                    frames_out=window.frames_out,
-                    frames_dropped=window.frames_dropped,
-                    runner=self.runner,
-                    source=self._outbox.source,
-                    unix_ms=time.time_ns() // 1_000_000,
-                    traceparent=self.identity.traceparent,
-                )
-            )
+        self._unstored.extend(map(self._usage, self._meter.cut(self._cut_ms, frames, final=final)))
+        while self._unstored:  # a cut that the session's end interrupted is finished by the last one
+            await self._outbox.put(self._unstored[0])
+            self._unstored.popleft()
+
+    def _usage(self, window: Window) -> events_pb2.UsageWindow:
+        return events_pb2.UsageWindow(
+            id=f"{self.identity.session}:{self.epoch}:{window.seq}",
+            session=self.identity.session,
+            epoch=self.epoch,
+            seq=window.seq,
+            tenant=self.identity.tenant,
+            stream=self.identity.stream,
+            pipeline=self.identity.pipeline,
+            from_ms=window.from_ms,
+            to_ms=window.to_ms,
+            unit=window.unit,
+            quantity=window.quantity,
+            final=window.final,
+            end_reason=self.closed.result().reason if self.closed.done() else "",
+            frames_in=window.frames_in,
+            frames_out=window.frames_out,
+            frames_dropped=window.frames_dropped,
+            runner=self.runner,
+            source=self._outbox.source,
+            unix_ms=time.time_ns() // 1_000_000,
+            traceparent=self.identity.traceparent,
+        )
 
     # --- viewers, reports, the end
 
@@ -603,6 +614,20 @@ class Rates:
         if len(recent) < 2:
             return 0.0
         return (len(recent) - 1) / max(recent[-1] - recent[0], 1e-3)
+
+
+def _count(value: object) -> int:
+    """A count that a runner sent. Raises ValueError."""
+    if not isinstance(value, int) or not 0 <= value <= COUNT_MAX:
+        raise ValueError(f"no count: {value!r}")
+    return value
+
+
+def _finite(value: object) -> float:
+    """A measure that a runner sent. Raises ValueError."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"no measure: {value!r}")
+    return float(value)
 
 
 def demand_h264(streams: tuple[Codec, ...]) -> None:

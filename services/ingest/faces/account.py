@@ -57,6 +57,7 @@ async def usage(
                 "micro_per_second": line.micro_per_second,
                 "opened_at": iso(line.opened_unix_ms),
                 "settled": line.settled,
+                "final": line.final,
             }
             for line in found
         ],

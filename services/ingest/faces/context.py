@@ -64,8 +64,12 @@ CoreOf = Annotated[Core, Depends(core)]
 CallerOf = Annotated[Caller, Depends(caller)]
 
 
-def render(error: SluiceError, request: Request) -> JSONResponse:
-    """The error body of Daydream's clients: all seven keys, or their SDK cannot read it."""
+def render(error: SluiceError, request: Request, status: int | None = None) -> JSONResponse:
+    """The error body of Daydream's clients: all seven keys, or their SDK cannot read it.
+
+    `status`: for what HTTP itself refuses and our taxonomy has no class for, such as 405.
+    """
+    status = status or error.http_status
     area = "STREAMS" if "/streams" in request.url.path else "SLUICE"
     current = trace.get_current_span().get_span_context()
     headers = {}
@@ -78,12 +82,12 @@ def render(error: SluiceError, request: Request) -> JSONResponse:
             "success": False,
             "error": error.message,
             "code": f"{area}/{error.reason}",
-            "status": error.http_status,
+            "status": status,
             "details": error.details or None,
             "requestId": request.headers.get("x-request-id", "")[:100] or secrets.token_hex(8),
             "traceId": f"{current.trace_id:032x}" if current.is_valid else None,
         },
-        error.http_status,
+        status,
         headers,
     )
 
@@ -104,9 +108,8 @@ def translate_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> JSONResponse:
         kinds: dict[int, type[SluiceError]] = {404: NotFoundError, 403: DeniedError, 413: TooLargeError}
-        answer = render(kinds.get(error.status_code, InvalidError)(str(error.detail)), request)
-        answer.status_code = error.status_code
-        return answer
+        kind = kinds.get(error.status_code, InvalidError)
+        return render(kind(str(error.detail)), request, error.status_code)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:

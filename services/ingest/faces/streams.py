@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protos.inference.v1 import runner_pb2
 from protos.sessions.v1 import sessions_pb2
-from services.common.errors import DeadlineExceededError, InvalidError, NotFoundError
+from services.common.errors import ConflictError, DeadlineExceededError, InvalidError, NotFoundError
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.mpegts import CLOCK_HZ
 from services.ingest.bridge.session import BridgeSession
@@ -65,7 +65,8 @@ class StreamBody(BaseModel):
     def wanted(self) -> tuple[str, dict[str, Any]]:
         """The pipeline's name, empty if none was named, and the parameters, whichever body they came in."""
         params = {**self.pipeline_params, **self.params}
-        legacy = self.pipeline_id or str(params.pop("pipeline_id", ""))
+        inner = str(params.pop("pipeline_id", ""))
+        legacy = self.pipeline_id or inner
         if self.prompt is not None:
             params.setdefault("prompt", self.prompt)
         if self.pipeline or not legacy:
@@ -148,6 +149,12 @@ async def _applied(session: BridgeSession, revision: int) -> int:
         async with asyncio.timeout(WAIT_APPLIED_S):
             while session.applied_revision < revision and not session.closed.done():
                 await session.changed.newer_than(session.changed.version)
+        if session.applied_revision < revision:
+            raise ConflictError(
+                f"revision {revision} is accepted, but the session ended before a picture had it",
+                reason="SESSION_ENDED",
+                revision=revision,
+            )
     except TimeoutError:
         raise DeadlineExceededError(
             f"revision {revision} is accepted, but no picture had it within {WAIT_APPLIED_S:g} s",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -16,7 +17,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import Counter
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from services.common.errors import DeniedError, NotFoundError, RateLimitedError, SluiceError
 from services.ingest.bridge.session import BridgeSession
@@ -27,6 +28,7 @@ from services.ingest.stream_keys import PLAYBACK_PREFIX
 log = structlog.get_logger()
 router = APIRouter(prefix="/ts", tags=["media"])
 VIEWERS: Final = Counter("sluice_viewers_total", "Viewers by how they went.", ["outcome"])
+DRAIN_S: Final = 1.0
 VANISHED: Final = 499  # nobody reads it; nginx's word in logs for a client that closed the request
 
 
@@ -43,8 +45,8 @@ async def publish(key: str, request: Request, core: CoreOf) -> Response:
         return Response(status_code=VANISHED)
     except SluiceError as error:
         answer = render(error, request)
-    answer.headers["Connection"] = "close"  # the rest of the body is not read
-    return answer
+    answer.headers["Connection"] = "close"
+    return EarlyAnswer(answer)
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
@@ -54,6 +56,28 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
                 yield chunk
     except ClientDisconnect:
         raise PublisherVanishedError from None
+
+
+class EarlyAnswer(Response):
+    """An answer to a client that may still be sending, which is read for a moment more.
+
+    Closed at once, its connection would be reset, and the answer lost with what was on its way.
+    """
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__()
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def keep_open(message: Message) -> None:
+            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+        await self._answer(scope, receive, keep_open)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 @router.get("/{key}")

@@ -130,7 +130,9 @@ async def settled() -> None:
 
 
 @asynccontextmanager
-async def staged(identity: Identity = IDENTITY, disk: Disk | None = None, **settings: Any) -> AsyncIterator[Stage]:
+async def staged(
+    identity: Identity = IDENTITY, disk: Disk | None = None, **settings: Any
+) -> AsyncIterator[Stage]:
     stage = Stage(identity, disk or Disk(), **settings)
     running = asyncio.ensure_future(stage.session.run())
     try:
@@ -343,9 +345,10 @@ async def test_sound_from_before_the_viewers_first_picture_is_not_played_after_i
         stage.open()
         await with_sound(stage, seconds=2)
         await stage.reply(output(1, after=25))
-        heard = times(stage.delivered(), Codec.AAC)
-        assert heard == [ORIGIN_TICKS + 25 * FRAME // AAC_FRAME * AAC_FRAME] or heard == []
-        assert all(pts >= ORIGIN_TICKS + 25 * FRAME - AAC_FRAME for pts in heard)
+        assert times(stage.delivered(), Codec.AAC) == []
+        await stage.reply(output(2, after=26, every=100))
+        first = times(stage.delivered(), Codec.AAC)[0]
+        assert 0 <= first - (ORIGIN_TICKS + 25 * FRAME) < AAC_FRAME
 
 
 async def test_sound_of_another_codec_than_the_first_is_ignored() -> None:
@@ -691,13 +694,15 @@ async def test_those_who_follow_are_told_every_second_and_at_every_edge() -> Non
     async with staged(silent_after_s=2) as stage:
         stage.open()
         assert 9 <= await changes(stage.session, 10) <= 11
-        version = stage.session.changed.version
+        await asyncio.sleep(0.05)
+        versions = [stage.session.changed.version]
         stage.push(pictures(1))
-        assert stage.session.changed.version == version + 1, "the first picture"
+        versions.append(stage.session.changed.version)
         await stage.reply(output(1))
-        assert stage.session.changed.version == version + 2, "the first picture back"
+        versions.append(stage.session.changed.version)
         stage.session.blame("too much")
-        assert stage.session.changed.version == version + 3
+        versions.append(stage.session.changed.version)
+        assert all(before < after for before, after in pairwise(versions)), versions
         assert stage.session.report().fault == "too much"
 
 
@@ -798,6 +803,7 @@ async def test_a_bug_inside_closes_the_channels_and_writes_the_last_window() -> 
         await running
     assert len(stage.registry) == 0
     assert disk.windows[-1].final
+    assert disk.windows[-1].end_reason == "internal_error"
 
 
 def broken(*, everything: bool = False) -> None:

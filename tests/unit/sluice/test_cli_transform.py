@@ -28,7 +28,6 @@ STEADY = [number * 3600 for number in range(25)]
 @pytest.fixture(autouse=True)
 def _settled_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sluice.transform.run.SETTLE_POLL_S", 0.02)
-    monkeypatch.setattr("sluice.transform.run.SETTLED_FOR_S", 0.0)
 
 
 @pytest.fixture

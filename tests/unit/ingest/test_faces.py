@@ -1,0 +1,697 @@
+"""The public API in the shapes that shipped clients send and read; every refusal in one shape of seven keys."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, cast
+
+import httpx
+import pytest
+from prometheus_client import generate_latest
+
+from protos.billing.v1 import billing_pb2
+from protos.events.v1 import events_pb2
+from protos.ingest.v1 import bridge_pb2
+from protos.router.v1 import router_pb2
+from protos.sessions.v1 import sessions_pb2
+from services.common import errors
+from services.common.errors import NotFoundError, SluiceError, UnauthenticatedError
+from services.common.media.clock import ORIGIN_TICKS
+from services.common.trickle.registry import Registry
+from services.ingest.app import public_app
+from services.ingest.auth import Authenticator, Caller
+from services.ingest.bridge.hub import Hub
+from services.ingest.bridge.outbox import Outbox
+from services.ingest.bridge.session import BridgeSession, Identity
+from services.ingest.control_plane import ControlPlane
+from services.ingest.faces import streams
+from services.ingest.faces import ts as face
+from services.ingest.faces.context import Core
+from services.ingest.publishing import Publishing
+from services.ingest.settings import IngestSettings
+from services.ingest.stream_keys import StreamKeys
+from tests.support.media import pictures, shown, ts
+
+SEVEN = {"success", "error", "code", "status", "details", "requestId", "traceId"}
+STREAM_KEYS = (
+    "id stream_key output_stream_url created_at output_playback_id name author from_playground "
+    "gateway_host is_smoke_test whip_url pipeline params"
+)
+KEYS = StreamKeys(b"a secret of this installation")
+
+
+class Plane:
+    """The control plane, kept in dictionaries; `error` is raised by the next call."""
+
+    def __init__(self) -> None:
+        self.created: list[sessions_pb2.Stream] = []
+        self.updates: list[sessions_pb2.UpdateRequest] = []
+        self.known: dict[str, sessions_pb2.Stream] = {}
+        self.records: dict[str, sessions_pb2.Session] = {}
+        self.stopped: list[tuple[str, str]] = []
+        self.error: Exception | None = None
+        self.applies = "live"
+
+    def _call(self) -> None:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    async def create_stream(self, stream: sessions_pb2.Stream) -> sessions_pb2.Stream:
+        self._call()
+        self.created.append(stream)
+        made = sessions_pb2.Stream()
+        made.CopyFrom(stream)
+        made.revision, made.created_unix_ms = 1, 1_700_000_000_123
+        self.known[made.id] = made
+        return made
+
+    async def stream(self, stream: str, tenant: str = "") -> sessions_pb2.Stream:
+        self._call()
+        found = self.known.get(stream)
+        if found is None or (tenant and found.tenant != tenant):
+            raise NotFoundError(f"there is no stream {stream}", reason="STREAM_NOT_FOUND")
+        return found
+
+    async def streams(self, tenant: str, limit: int) -> list[sessions_pb2.Stream]:
+        self._call()
+        return [stream for stream in self.known.values() if stream.tenant == tenant][:limit]
+
+    async def update(self, request: sessions_pb2.UpdateRequest) -> sessions_pb2.UpdateResponse:
+        self._call()
+        self.updates.append(request)
+        stream = await self.stream(request.stream, request.tenant)
+        stream.params = json.dumps({**json.loads(stream.params), **json.loads(request.patch)})
+        stream.revision += 1
+        return sessions_pb2.UpdateResponse(stream=stream, revision=stream.revision, applies=self.applies)
+
+    async def delete_stream(self, stream: str, tenant: str) -> None:
+        self._call()
+        del self.known[stream]
+
+    async def session(self, session: str, tenant: str = "") -> sessions_pb2.Session:
+        self._call()
+        found = self.records.get(session)
+        if found is None or (tenant and found.tenant != tenant):
+            raise NotFoundError(f"there is no session {session}", reason="SESSION_NOT_FOUND")
+        return found
+
+    async def sessions(self, tenant: str, limit: int, *, ended: bool) -> list[sessions_pb2.Session]:
+        return [
+            record
+            for record in self.records.values()
+            if record.tenant == tenant and (ended or record.phase != sessions_pb2.PHASE_ENDED)
+        ][:limit]
+
+    async def stop_session(self, session: str, tenant: str) -> None:
+        await self.session(session, tenant)
+        self.stopped.append((session, tenant))
+
+    async def capacity(self) -> list[router_pb2.PipelineCapacity]:
+        return [router_pb2.PipelineCapacity(pipeline="effects", params_schema='{"a": 1}', slots=2, free=1)]
+
+    async def runners(self) -> list[router_pb2.RunnerView]:
+        slots = [
+            router_pb2.SlotView(slot=n, state=router_pb2.SLOT_STATE_HELD, session=session)
+            for n, session in enumerate(["ses_mine", "ses_theirs"])
+        ]
+        advert = events_pb2.RunnerAdvert(
+            runner="r0", gpu_class="cpu", pipelines=[events_pb2.PipelineOffer(name="effects")]
+        )
+        return [router_pb2.RunnerView(advert=advert, slots=slots, heartbeat_age_ms=-1)]
+
+    async def balance(self, tenant: str) -> billing_pb2.BalanceResponse:
+        return billing_pb2.BalanceResponse(balance_micro=10, reserved_micro=4, available_micro=6)
+
+    async def usage(self, tenant: str, session: str, limit: int) -> list[billing_pb2.SessionUsage]:
+        return [billing_pb2.SessionUsage(session=session or "ses_mine", delivered_ms=5000, cost_micro=5)]
+
+    async def prices(self) -> billing_pb2.PricesResponse:
+        price = billing_pb2.Price(pipeline="*", micro_per_second=1000)
+        return billing_pb2.PricesResponse(currency="USD", prices=[price])
+
+
+class Doorman:
+    """Knows two keys."""
+
+    async def who(self, key: str) -> Caller:
+        if key not in {"mine", "theirs"}:
+            raise UnauthenticatedError("the API key is not valid", reason="KEY_INVALID")
+        return Caller({"mine": "acme", "theirs": "other"}[key], f"id-{key}")
+
+
+class Disk:
+    source = "here"
+
+    async def put(self, window: object) -> None:
+        """Billing is another test's."""
+
+
+class House:
+    def __init__(self, hub: Hub, plane: Plane, client: httpx.AsyncClient) -> None:
+        self.hub = hub
+        self.plane = plane
+        self.client = client
+
+    async def call(self, method: str, path: str, expect: int = 200, **kwargs: Any) -> Any:
+        answer = await self.client.request(method, path, **kwargs)
+        assert answer.status_code == expect, (answer.status_code, answer.text)
+        return answer.json()
+
+    async def stream(self, **body: Any) -> Any:
+        return await self.call("POST", "/v1/streams", 201, json=body)
+
+    def live(self, stream: str, session: str = "ses_mine") -> BridgeSession:
+        """The stream's media passes here."""
+        found = self.hub.create(Identity(session, stream, "acme", "effects", complete=False, traceparent=""))
+        found.open(bridge_pb2.OpenRequest(session=session, epoch=1, paid_until_ms=60_000))
+        return found
+
+    def record(self, stream: str, phase: int, session: str = "ses_mine", **facts: Any) -> None:
+        self.plane.records[session] = sessions_pb2.Session(
+            id=session,
+            stream=stream,
+            tenant="acme",
+            pipeline="effects",
+            phase=sessions_pb2.Phase.ValueType(phase),
+            runner="r0",
+            created_unix_ms=1_700_000_000_000,
+            **facts,
+        )
+        self.plane.known[stream].last_session = session
+
+
+@pytest.fixture
+async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setattr(face, "DRAIN_S", 0.01)
+    settings = IngestSettings(stream_secret="x" * 16, viewer_wait_s=0.05, first_picture_s=0.5, max_viewers=1)
+    plane = Plane()
+    async with Hub(Registry(), cast("Outbox", Disk()), settings) as hub:
+        core = Core(
+            settings=settings,
+            authenticator=cast("Authenticator", Doorman()),
+            plane=cast("ControlPlane", plane),
+            hub=hub,
+            keys=KEYS,
+            publishing=Publishing(
+                hub=hub,
+                plane=cast("ControlPlane", plane),
+                keys=KEYS,
+                bridge_address="here:7000",
+                settings=settings,
+            ),
+        )
+        transport = httpx.ASGITransport(public_app(core), raise_app_exceptions=False)
+        async with httpx.AsyncClient(
+            transport=transport,
+            base_url="http://gateway.test:8000",
+            headers={"Authorization": "Bearer mine"},
+        ) as client:
+            yield House(hub, plane, client)
+
+
+def seven(answer: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = answer.json()
+    assert set(found) == SEVEN
+    assert found["success"] is False
+    assert found["status"] == answer.status_code
+    assert isinstance(found["error"], str)
+    assert found["requestId"]
+    return found
+
+
+# --- create
+
+
+@pytest.mark.parametrize(
+    ("body", "pipeline", "params"),
+    [
+        ({"pipeline": "effects", "params": {"prompt": "neon"}}, "effects", {"prompt": "neon"}),
+        ({"params": {"prompt": "neon"}}, "effects", {"prompt": "neon"}),
+        ({}, "effects", {}),
+        ({"name": "mine"}, "effects", {}),
+        ({"pipeline": "effects", "prompt": "neon"}, "effects", {"prompt": "neon"}),
+        (
+            {"pipeline": "effects", "prompt": [["a", 1], ["b", 0.5]]},
+            "effects",
+            {"prompt": [["a", 1], ["b", 0.5]]},
+        ),
+        (
+            {"pipeline": "streamdiffusion", "params": {"model_id": "stabilityai/sd-turbo"}},
+            "streamdiffusion",
+            {"model_id": "stabilityai/sd-turbo"},
+        ),
+        # what older shipped clients send: daydream.md D.1
+        (
+            {"pipeline_id": "pip_qpUgXycjWF6YMeSL", "pipeline_params": {"prompt": "neon"}},
+            "streamdiffusion",
+            {"prompt": "neon"},
+        ),
+        ({"pipeline_id": "pip_SD15"}, "streamdiffusion", {"model_id": "Lykon/dreamshaper-8"}),
+        (
+            {"pipeline_params": {"pipeline_id": "pip_SD-turbo", "prompt": "neon"}},
+            "streamdiffusion",
+            {"model_id": "stabilityai/sd-turbo", "prompt": "neon"},
+        ),
+        (
+            {"pipeline_id": "pip_SDXL-turbo", "pipeline_params": {"model_id": "of my own"}},
+            "streamdiffusion",
+            {"model_id": "of my own"},
+        ),
+        ({"pipeline_id": "pip_unknown"}, "streamdiffusion", {}),
+        (
+            {"pipeline_id": "pip_SD15", "pipeline_params": {"pipeline_id": "pip_SD15"}},
+            "streamdiffusion",
+            {"model_id": "Lykon/dreamshaper-8"},
+        ),
+        ({"pipeline": "effects", "somebody_elses": True, "output_rtmp_url": None}, "effects", {}),
+        ({"pipeline": "effects", "output_rtmp_url": ""}, "effects", {}),
+    ],
+)
+async def test_every_body_of_a_shipped_client_creates_what_it_means(
+    house: House, body: dict[str, Any], pipeline: str, params: dict[str, Any]
+) -> None:
+    await house.stream(**body)
+    (asked,) = house.plane.created
+    assert (asked.pipeline, json.loads(asked.params)) == (pipeline, params)
+    assert (asked.tenant, asked.author, asked.name) == ("acme", "id-mine", body.get("name", ""))
+    assert asked.id.startswith("str_")
+
+
+async def test_the_answer_has_every_key_that_the_sdk_wants_present(house: House) -> None:
+    made = await house.stream(params={"prompt": "neon"}, name="mine")
+    assert set(STREAM_KEYS.split()) <= set(made)
+    assert made["created_at"] == "2023-11-14T22:13:20.123Z"
+    assert KEYS.stream_of(made["stream_key"]) == ("stk_", made["id"])
+    assert KEYS.stream_of(made["output_playback_id"]) == ("pbk_", made["id"])
+    assert made["whip_url"] == f"http://gateway.test:8000/whip/{made['stream_key']}"
+    assert made["publish_url"] == f"http://gateway.test:8000/ts/{made['stream_key']}"
+    assert made["play_url"] == f"http://gateway.test:8000/ts/{made['output_playback_id']}"
+    assert made["gateway_host"] == "gateway.test"
+    assert (made["params"], made["delivery"], made["session"]) == ({"prompt": "neon"}, "live", None)
+
+
+async def test_complete_delivery_is_asked_for_by_name(house: House) -> None:
+    assert (await house.stream(delivery="complete"))["delivery"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"delivery": "sometimes"}, "body.delivery"),
+        ({"params": []}, "body.params"),
+        ({"name": "x" * 201}, "body.name"),
+        ({"name": 7}, "body.name"),
+        ({"apply_at_ms": -1}, "body.apply_at_ms"),
+        ({"output_rtmp_url": "rtmp://elsewhere/live"}, "output_rtmp_url"),
+    ],
+)
+async def test_a_wrong_body_is_refused_by_the_fields_name(
+    house: House, body: dict[str, Any], field: str
+) -> None:
+    answer = await house.client.post("/v1/streams", json=body)
+    assert answer.status_code == 400
+    assert seven(answer)["details"]["field"] == field
+    assert house.plane.created == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"\xff\xfe"])
+async def test_a_body_that_is_no_object_is_refused(house: House, content: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = await house.client.post("/v1/streams", content=content, headers=headers)
+    assert answer.status_code == 400
+    seven(answer)
+
+
+async def test_a_body_that_no_call_can_mean_is_refused_before_it_is_in_memory(house: House) -> None:
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while read < 1 << 30:
+            read += 1 << 16
+            yield b" " * (1 << 16)
+
+    answer = await house.client.post("/v1/streams", content=endless())
+    assert answer.status_code == 413
+    seven(answer)
+    assert read < 4 << 20
+
+
+# --- change
+
+
+@pytest.mark.parametrize(
+    ("body", "pipeline", "patch"),
+    [
+        ({"pipeline": "effects", "params": {"prompt": "sketch"}}, "effects", {"prompt": "sketch"}),
+        ({"params": {"prompt": "sketch"}}, "", {"prompt": "sketch"}),
+        ({"params": {"prompt": None}}, "", {"prompt": None}),
+        ({"prompt": "sketch"}, "", {"prompt": "sketch"}),
+        (
+            {"pipeline_id": "pip_SD-turbo", "pipeline_params": {"prompt": "sketch"}},
+            "streamdiffusion",
+            {"model_id": "stabilityai/sd-turbo", "prompt": "sketch"},
+        ),
+    ],
+)
+async def test_every_patch_of_a_shipped_client_changes_what_it_means(
+    house: House, body: dict[str, Any], pipeline: str, patch: dict[str, Any]
+) -> None:
+    made = await house.stream()
+    shown = await house.call("PATCH", f"/v1/streams/{made['id']}", json=body)
+    (asked,) = house.plane.updates
+    assert (asked.pipeline, json.loads(asked.patch), asked.tenant) == (pipeline, patch, "acme")
+    assert asked.apply_at_pts == 0
+    assert shown["update"] == {"revision": 2, "applies": "live", "pts_ms": None}
+    assert set(STREAM_KEYS.split()) <= set(shown)
+
+
+@pytest.mark.parametrize(("at_ms", "pts"), [(0, 90_000), (40, 93_600), (10_000, 990_000)])
+async def test_media_time_counts_from_the_first_picture(house: House, at_ms: int, pts: int) -> None:
+    made = await house.stream()
+    await house.call(
+        "PATCH", f"/v1/streams/{made['id']}", json={"params": {"prompt": "x"}, "apply_at_ms": at_ms}
+    )
+    assert house.plane.updates[0].apply_at_pts == pts
+
+
+async def test_who_waits_is_answered_when_the_change_is_in_a_picture(house: House) -> None:
+    made = await house.stream()
+    live = house.live(made["id"])
+    path = f"/v1/streams/{made['id']}?wait=applied"
+    answer = asyncio.ensure_future(house.call("PATCH", path, json={"params": {"prompt": "sketch"}}))
+    await asyncio.sleep(0.05)
+    live._take_event(b'{"type": "applied", "revision": 1, "pts": 95000}')
+    await asyncio.sleep(0.05)
+    assert not answer.done()
+    live._take_event(json.dumps({"type": "applied", "revision": 2, "pts": ORIGIN_TICKS + 9000}).encode())
+    assert (await answer)["update"] == {"revision": 2, "applies": "live", "pts_ms": 100}
+
+
+async def test_who_waits_is_not_left_waiting(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "WAIT_APPLIED_S", 0.05)
+    made = await house.stream()
+    house.live(made["id"])
+    answer = await house.client.patch(f"/v1/streams/{made['id']}?wait=applied", json={"prompt": "x"})
+    assert answer.status_code == 504
+    shown = seven(answer)
+    assert shown["code"] == "STREAMS/NOT_APPLIED_YET"
+    assert shown["details"] == {"revision": "2"}
+
+
+async def test_who_waits_for_a_session_that_ends_is_not_told_that_it_was_applied(house: House) -> None:
+    made = await house.stream()
+    live = house.live(made["id"])
+    waiting = asyncio.ensure_future(
+        house.client.patch(f"/v1/streams/{made['id']}?wait=applied", json={"prompt": "x"})
+    )
+    await asyncio.sleep(0.05)
+    live.close("stopped", "")
+    answer = await waiting
+    assert answer.status_code == 409
+    assert seven(answer)["code"] == "STREAMS/SESSION_ENDED"
+
+
+async def test_nobody_waits_for_a_change_that_is_applied_at_the_start(house: House) -> None:
+    made = await house.stream()
+    house.plane.applies = "at_start"
+    shown = await house.call("PATCH", f"/v1/streams/{made['id']}?wait=applied", json={"prompt": "x"})
+    assert shown["update"]["pts_ms"] is None
+    answer = await house.client.patch(f"/v1/streams/{made['id']}?wait=forever", json={"prompt": "x"})
+    assert seven(answer)["details"]["field"] == "query.wait"
+
+
+# --- read and delete
+
+
+async def test_a_tenant_sees_and_deletes_its_own_streams(house: House) -> None:
+    mine = await house.stream()
+    assert (await house.call("GET", f"/v1/streams/{mine['id']}"))["id"] == mine["id"]
+    listed = await house.call("GET", "/v1/streams?user_id=me")
+    assert listed["success"] is True
+    assert [stream["id"] for stream in listed["data"]] == [mine["id"]]
+    theirs = {"Authorization": "Bearer theirs"}
+    assert (await house.call("GET", "/v1/streams", headers=theirs))["data"] == []
+    for method in ("GET", "PATCH", "DELETE"):
+        content = {"json": {}} if method == "PATCH" else {}
+        answer = await house.client.request(method, f"/v1/streams/{mine['id']}", headers=theirs, **content)  # type: ignore[arg-type]
+        assert answer.status_code == 404
+        assert seven(answer)["code"] == "STREAMS/STREAM_NOT_FOUND"
+    assert await house.call("DELETE", f"/v1/streams/{mine['id']}") == {"success": True, "data": {}}
+    await house.call("GET", f"/v1/streams/{mine['id']}", 404)
+
+
+async def test_the_sdk_deletes_by_query(house: House) -> None:
+    made = await house.stream()
+    assert await house.call("DELETE", f"/v1/streams?id={made['id']}") == {"success": True, "data": {}}
+    seven(await house.client.delete(f"/v1/streams?id={made['id']}"))
+    assert seven(await house.client.delete("/v1/streams"))["details"]["field"] == "query.id"
+
+
+# --- status
+
+P = sessions_pb2
+
+
+@pytest.mark.parametrize(
+    ("phase", "facts", "state"),
+    [
+        (None, {}, "OFFLINE"),
+        (P.PHASE_ALLOCATING, {}, "LOADING"),
+        (P.PHASE_STARTING, {}, "LOADING"),
+        (P.PHASE_LIVE, {}, "ONLINE"),
+        (P.PHASE_PAUSED, {}, "DEGRADED_INPUT"),
+        (P.PHASE_DEGRADED, {"degraded_by": "input"}, "DEGRADED_INPUT"),
+        (P.PHASE_DEGRADED, {"degraded_by": "inference"}, "DEGRADED_INFERENCE"),
+        (P.PHASE_MIGRATING, {}, "DEGRADED_INFERENCE"),
+        *(
+            (P.PHASE_ENDED, {"end_reason": reason}, "OFFLINE")
+            for reason in ("stopped", "stream_deleted", "input_ended", "publisher_gone", "max_duration")
+        ),
+        *(
+            (P.PHASE_ENDED, {"end_reason": reason}, "ERROR")
+            for reason in (
+                "runner_lost",
+                "engine_crashed",
+                "credit_exhausted",
+                "no_capacity",
+                "internal_error",
+            )
+        ),
+    ],
+)
+async def test_the_status_is_in_daydreams_words(
+    house: House, phase: int | None, facts: dict[str, Any], state: str
+) -> None:
+    made = await house.stream()
+    if phase is not None:
+        house.record(made["id"], phase, end_message="because", **facts)
+    shown = await house.call("GET", f"/v1/streams/{made['id']}/status")
+    assert (shown["success"], shown["error"]) == (True, None)
+    data = shown["data"]
+    assert data["state"] == state
+    assert data["stream_id"] == made["id"]
+    assert data["gateway_status"]["whep_url"] is None
+    assert {"request_id", "pipeline_id", "type", "pipeline", "orchestrator_info", "inference_status"} <= set(
+        data
+    )
+    assert data["inference_status"]["last_params"] == made["params"]
+    wrong = f"{facts['end_reason']}: because" if state == "ERROR" else None
+    assert data["gateway_status"]["last_error"] == data["inference_status"]["last_error"] == wrong
+    assert (data["sluice"] is None) == (phase is None)
+
+
+async def test_the_status_shows_what_the_bridge_of_this_pod_sees(house: House) -> None:
+    made = await house.stream()
+    house.record(made["id"], P.PHASE_LIVE, micro_per_second=1000)
+    live = house.live(made["id"])
+    for unit in pictures(3):
+        live.push(unit)
+    shown = (await house.call("GET", f"/v1/streams/{made['id']}/status"))["data"]["sluice"]
+    assert (shown["session"], shown["phase"], shown["runner"]) == ("ses_mine", "live", "r0")
+    assert (shown["publisher"], shown["frames_in"], shown["frames_out"]) == ("sending", 3, 0)
+    assert (shown["cost_micro"], shown["applied_ms"], shown["paid_until_ms"]) == (0, None, 60_000)
+    assert shown["created_at"] == "2023-11-14T22:13:20.000Z"
+
+
+async def test_a_session_record_that_is_gone_leaves_a_stream_offline(house: House) -> None:
+    made = await house.stream()
+    house.plane.known[made["id"]].last_session = "ses_purged"
+    assert (await house.call("GET", f"/v1/streams/{made['id']}/status"))["data"]["state"] == "OFFLINE"
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("kind", errors.ERRORS, ids=lambda kind: kind.__name__)
+async def test_every_refusal_has_the_seven_keys_and_its_status(house: House, kind: type[SluiceError]) -> None:
+    house.plane.error = kind("a sentence", reason="SOME_REASON", retry_after_s=2.6)
+    answer = await house.client.get("/v1/streams")
+    assert answer.status_code == kind.http_status
+    shown = seven(answer)
+    assert (shown["error"], shown["code"]) == ("a sentence", "STREAMS/SOME_REASON")
+    assert answer.headers["Retry-After"] == "3"
+    assert answer.headers.get("WWW-Authenticate") == ("Bearer" if kind is UnauthenticatedError else None)
+
+
+async def test_without_a_reason_to_wait_there_is_no_retry_after(house: House) -> None:
+    house.plane.error = errors.UnavailableError("away")
+    answer = await house.client.get("/v1/streams")
+    assert "Retry-After" not in answer.headers
+    assert seven(answer)["details"] is None
+
+
+@pytest.mark.parametrize("header", [None, "", "Basic bWluZQ==", "Bearer", "Bearer nobody", "mine"])
+async def test_a_call_without_a_good_key_is_unauthenticated(house: House, header: str | None) -> None:
+    house.client.headers.pop("Authorization")
+    headers = {} if header is None else {"Authorization": header}
+    answer = await house.client.get("/v1/streams", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert seven(answer)["code"] in {"STREAMS/KEY_MISSING", "STREAMS/KEY_INVALID"}
+
+
+async def test_the_scheme_of_a_key_has_no_case(house: House) -> None:
+    assert (
+        await house.client.get("/v1/streams", headers={"Authorization": "bearer  mine "})
+    ).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("PUT", "/v1/streams", 405), ("DELETE", "/v1/balance", 405)],
+)
+async def test_a_route_that_is_not_there_is_refused_in_the_same_shape(
+    house: House, method: str, path: str, status: int
+) -> None:
+    answer = await house.client.request(method, path)
+    assert answer.status_code == status
+    seven(answer)
+
+
+async def test_a_bug_is_an_internal_error_that_tells_nothing_of_itself(house: House) -> None:
+    house.plane.error = ZeroDivisionError("secret detail")
+    answer = await house.client.get("/v1/streams")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert seven(answer)["code"] == "STREAMS/INTERNAL"
+
+
+async def test_a_clients_request_id_comes_back(house: House) -> None:
+    answer = await house.client.get("/nowhere", headers={"x-request-id": "abc"})
+    assert seven(answer)["requestId"] == "abc"
+
+
+# --- account
+
+
+async def test_what_a_tenant_asks_about_itself(house: House) -> None:
+    made = await house.stream()
+    house.record(made["id"], P.PHASE_LIVE)
+    house.record(made["id"], P.PHASE_ENDED, session="ses_over")
+    assert [one["session"] for one in (await house.call("GET", "/v1/sessions"))["data"]] == ["ses_mine"]
+    assert len((await house.call("GET", "/v1/sessions?ended=true"))["data"]) == 2
+    assert (await house.call("GET", "/v1/sessions/ses_mine"))["phase"] == "live"
+    assert await house.call("DELETE", "/v1/sessions/ses_mine") == {"success": True, "data": {}}
+    assert house.plane.stopped == [("ses_mine", "acme")]
+    await house.call("GET", "/v1/sessions/ses_mine", 404, headers={"Authorization": "Bearer theirs"})
+    usage = await house.call("GET", "/v1/usage?session=ses_mine")
+    assert (usage["data"][0]["cost_micro"], usage["available_micro"]) == (5, 6)
+    assert (await house.call("GET", "/v1/balance"))["reserved_micro"] == 4
+    await house.call("GET", "/v1/usage?limit=0", 400)
+
+
+async def test_what_anybody_may_know(house: House) -> None:
+    house.client.headers.pop("Authorization")
+    (offer,) = (await house.call("GET", "/v1/pipelines"))["data"]
+    assert (offer["pipeline"], offer["params_schema"], offer["free"]) == ("effects", {"a": 1}, 1)
+    prices = await house.call("GET", "/v1/prices")
+    assert (prices["currency"], prices["data"][0]["micro_per_second"]) == ("USD", 1000)
+    assert (await house.call("GET", "/"))["streams"] == "http://gateway.test:8000/v1/streams"
+    await house.call("GET", "/v1/runners", 401)
+
+
+async def test_whose_session_holds_a_slot_is_shown_to_its_tenant_only(house: House) -> None:
+    made = await house.stream()
+    house.record(made["id"], P.PHASE_LIVE)
+    (runner,) = (await house.call("GET", "/v1/runners"))["data"]
+    assert [slot["session"] for slot in runner["slots"]] == ["ses_mine", None]
+    assert [slot["state"] for slot in runner["slots"]] == ["held", "held"]
+    assert runner["heartbeat_age_ms"] is None
+
+
+# --- media
+
+
+async def test_a_key_opens_its_own_door_only(house: House) -> None:
+    made = await house.stream()
+    for method, key, status, code in (
+        ("POST", made["output_playback_id"], 403, "SLUICE/PLAYBACK_ID"),
+        ("GET", made["stream_key"], 403, "SLUICE/STREAM_KEY"),
+        ("POST", "stk_forged-key", 404, "SLUICE/KEY_NOT_FOUND"),
+        ("GET", "pbk_forged-key", 404, "SLUICE/KEY_NOT_FOUND"),
+    ):
+        answer = await house.client.request(method, f"/ts/{key}", content=b"x" if method == "POST" else None)
+        assert answer.status_code == status
+        assert seven(answer)["code"] == code
+
+
+async def test_a_stream_that_nobody_publishes_is_waited_for_and_then_not_live(house: House) -> None:
+    made = await house.stream()
+    answer = await house.client.get(made["play_url"])
+    assert answer.status_code == 404
+    assert seven(answer)["code"] == "SLUICE/NOT_LIVE"
+
+
+async def test_no_more_viewers_are_let_in_than_the_settings_say(house: House) -> None:
+    made = await house.stream()
+    house.live(made["id"]).viewers = 1
+    answer = await house.client.get(made["play_url"])
+    assert answer.status_code == 429
+    assert answer.headers["Retry-After"] == "5"
+
+
+async def test_what_is_played_is_what_the_runner_returned(house: House) -> None:
+    made = await house.stream()
+    live = house.live(made["id"])
+    for unit in pictures(5):
+        live.push(unit)
+    watching = asyncio.ensure_future(house.client.get(made["play_url"]))
+    data = ts(pictures(5, start=ORIGIN_TICKS))
+    with live._channels["out"].channel.begin_segment() as writer:
+        writer.write(data)
+    while live.frames_out < 5 or not live.viewers:
+        await asyncio.sleep(0.01)
+    live.close("stopped", "")
+    answer = await watching
+    assert answer.headers["content-type"] == "video/mp2t"
+    assert answer.headers["cache-control"] == "no-store"
+
+    assert shown(answer.content) == [ORIGIN_TICKS + n * 3600 for n in range(5)]
+    assert live.viewers == 0
+
+
+async def test_garbage_is_refused_and_the_connection_is_not_used_again(house: House) -> None:
+    made = await house.stream()
+    answer = await house.client.post(made["publish_url"], content=b"garbage" * 100)
+    assert answer.status_code == 400
+    assert answer.headers["connection"] == "close"
+    assert "H.264" in seven(answer)["error"]
+
+
+async def test_whip_is_refused_in_words_until_it_is_served(house: House) -> None:
+    made = await house.stream()
+    assert seven(await house.client.post(made["whip_url"]))["code"] == "SLUICE/WHIP_NOT_SERVED"
+    assert (await house.client.post("/whip/stk_forged-key")).status_code == 404
+
+
+async def test_no_stream_key_is_in_a_metric(house: House) -> None:
+
+    made = await house.stream()
+    with suppress(httpx.HTTPError):
+        await house.client.post(made["publish_url"], content=b"x")
+    assert made["stream_key"].encode() not in generate_latest()
