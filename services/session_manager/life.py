@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
-from dataclasses import replace
-from typing import Final, TypeVar
+from collections.abc import Awaitable
+from typing import Final
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from protos.events.v1 import events_pb2
-from protos.inference.v1 import runner_pb2
-from protos.ingest.v1 import bridge_pb2
 from services.common.bus import Bus
 from services.common.errors import (
     ConflictError,
@@ -46,9 +43,9 @@ from services.session_manager.machine import (
 from services.session_manager.neighbours import Neighbours
 from services.session_manager.settings import SessionManagerSettings
 from services.session_manager.store import Store, patch_to_proto
+from services.session_manager.watch import RETRY_S, Watch, alive
 
 log = structlog.get_logger()
-Report = TypeVar("Report")
 
 STARTS: Final = Counter("sluice_session_starts_total", "Session starts by result.", ["result"])
 ENDS: Final = Counter("sluice_session_end_total", "Ended sessions by reason.", ["reason"])
@@ -62,13 +59,8 @@ EVENTS_LOST: Final = Counter("sluice_session_events_lost_total", "Session events
 
 ATTACH_ATTEMPTS: Final = 3  # runners that refuse, one after another, before a start fails
 EVENTS_CAPACITY: Final = 1000
-RETRY_S: Final = 0.5
 FOREIGN_END_S: Final = 3.0  # a stop frees the slot within 2 s, or its replica is dead
 REFUSALS: Final = frozenset({"SLOT_OCCUPIED", "STALE_EPOCH", "NOT_READY", "DRAINING"})
-# What the runner says of a session that it gave up is the reason of the end, if it is one of these.
-RUNNER_FAULTS: Final = frozenset(
-    {"engine_crashed", "engine_hung", "pipeline_failed", "input_undecodable", "bridge_lost"}
-)
 
 
 class Lives:
@@ -260,7 +252,15 @@ class Lives:
         try:
             end: tuple[str, str] | None = Reason.START_INTERRUPTED, "the replica that started it died"
             if session.phase is not Phase.ALLOCATING:
-                end = await self._watch(session)
+                watch = Watch(
+                    session,
+                    replica=self._replica,
+                    store=self._store,
+                    neighbours=self._neighbours,
+                    settings=self._settings,
+                    entered=lambda now: self._emit(now, now.phase.name.lower()),
+                )
+                end = await watch.until_over()
             if end is None:
                 return
             session, won = await self._end_surely(session, *end)
@@ -269,172 +269,6 @@ class Lives:
             await self._free_until_done(session)
         finally:
             OWNED.dec()
-
-    async def _watch(self, session: Session) -> tuple[str, str] | None:
-        """Return the first reason for which the session must end; None when its duties are not ours now."""
-        state = Watched(session)
-        first: asyncio.Future[tuple[str, str] | None] = asyncio.get_running_loop().create_future()
-
-        async def report(watcher: Awaitable[tuple[str, str] | None]) -> None:
-            verdict = await watcher
-            if not first.done():
-                first.set_result(verdict)
-
-        def failed(_: str, error: Exception) -> None:
-            if not first.done():
-                first.set_exception(error)
-
-        async with Bulkhead(failed) as watchers:  # a TaskGroup cancels once, and nats-py may swallow that
-            watchers.start("bridge", report(self._watch_bridge(state)))
-            watchers.start("runner", report(self._watch_runner(state)))
-            watchers.start("record", report(self._watch_record(state)))
-            watchers.start("slices", report(self._renew_slices(state)))
-            return await first
-
-    async def _watch_bridge(self, state: Watched) -> tuple[str, str]:
-        silent_since_s = time.monotonic()
-        while True:
-            try:
-                async for report in within(
-                    self._settings.bridge_lost_after_s, self._neighbours.bridge_reports(state.session)
-                ):
-                    silent_since_s = time.monotonic()
-                    verdict = await self._judge(state, report)
-                    if verdict is not None:
-                        return verdict
-            except NotFoundError:
-                return Reason.BRIDGE_LOST, "the ingest process does not know the session any more"
-            except (UnavailableError, DeadlineExceededError):
-                if time.monotonic() - silent_since_s >= self._settings.bridge_lost_after_s:
-                    return Reason.BRIDGE_LOST, "the ingest process does not answer"
-            await asyncio.sleep(RETRY_S)
-
-    async def _judge(self, state: Watched, report: bridge_pb2.BridgeReport) -> tuple[str, str] | None:
-        """Move the session's phase as the bridge sees it, or return why it must end."""
-        state.report = report
-        state.reported_s = time.monotonic()
-        if report.fault:
-            return Reason.INPUT_UNUSABLE, report.fault
-        if report.drained:
-            return Reason.INPUT_ENDED, ""
-        if report.credit_exhausted:
-            return Reason.CREDIT_EXHAUSTED, "the credit is used up"
-        if report.publisher == bridge_pb2.PUBLISHER_GONE:
-            return Reason.PUBLISHER_GONE, "the publisher did not come back within its grace"
-        limit_ms = state.session.max_duration_ms
-        if limit_ms and report.session_ms >= limit_ms:
-            return Reason.MAX_DURATION, f"{limit_ms / 1000:g} s are the longest session allowed"
-        waiting_ms = report.session_ms if report.output_age_ms < 0 else 0
-        if report.frames_in and waiting_ms > self._settings.first_output_within_s * 1000:
-            return Reason.NO_OUTPUT, "the runner returned no picture"
-        try:
-            await self._record_progress(state, report)
-        except (
-            UnavailableError,
-            NotFoundError,
-        ) as error:  # NATS is away, or the stream was deleted: next time
-            log.info("progress not recorded", session=state.session.id, reason=error.reason)
-        return None
-
-    async def _record_progress(self, state: Watched, report: bridge_pb2.BridgeReport) -> None:
-        wanted = phase_seen(state.session.phase, report)
-        if wanted is not state.session.phase:
-            state.session = await self._store.change_session(
-                state.session.id, lambda was: was if was.phase in {wanted, Phase.ENDED} else was.to(wanted)
-            )
-            self._emit(state.session, state.session.phase.name.lower())
-        if report.applied_pts > state.folded_pts:
-            await self._store.change_stream(state.session.stream, lambda was: was.past(report.applied_pts))
-            state.folded_pts = report.applied_pts
-
-    async def _watch_runner(self, state: Watched) -> tuple[str, str]:
-        broken_since_s: float | None = None
-        while True:
-            try:
-                async for report in within(
-                    self._settings.runner_lost_after_s, self._neighbours.runner_reports(state.session)
-                ):
-                    broken_since_s = None
-                    if report.state == runner_pb2.SlotReport.STATE_FAILED:
-                        reason = report.reason if report.reason in RUNNER_FAULTS else Reason.RUNNER_LOST
-                        return reason, report.message
-                    if report.state == runner_pb2.SlotReport.STATE_FINISHED:
-                        await asyncio.sleep(self._settings.runner_lost_after_s)  # the bridge has the word
-                        return Reason.INPUT_ENDED, ""
-                    if report.state == runner_pb2.SlotReport.STATE_DETACHED:
-                        return Reason.RUNNER_LOST, "the runner let the session go"
-            except NotFoundError:
-                return Reason.RUNNER_LOST, "the runner does not know the session any more"
-            except DeadlineExceededError:
-                return Reason.RUNNER_LOST, "the runner does not report any more"
-            except (UnavailableError, ConflictError):
-                now_s = time.monotonic()
-                broken_since_s = broken_since_s or now_s
-                if now_s - broken_since_s > self._settings.runner_lost_after_s:
-                    return Reason.RUNNER_LOST, "the runner does not answer"
-            await asyncio.sleep(RETRY_S)
-
-    async def _watch_record(self, state: Watched) -> tuple[str, str] | None:
-        """Return when somebody else ended the session, or took its duties over."""
-        while True:
-            version = self._store.sessions_view.changed.version
-            try:
-                record = await self._store.session(state.session.id)
-            except UnavailableError:  # NATS is away: the session runs on
-                await asyncio.sleep(RETRY_S)
-                continue
-            if record.phase is Phase.ENDED:
-                return record.end_reason, record.end_message
-            if record.owner != self._replica:
-                return None
-            try:
-                async with asyncio.timeout(5.0):
-                    await self._changed(state.session.id, record.revision, version)
-            except TimeoutError:
-                continue
-
-    async def _changed(self, session: str, revision: int, version: int) -> None:
-        view = self._store.sessions_view
-        while True:
-            version, _ = await view.changed.newer_than(version)
-            seen = self._store.session_seen(session)
-            if seen is not None and seen.revision != revision:
-                return
-
-    async def _renew_slices(self, state: Watched) -> tuple[str, str]:
-        """Keep credit reserved ahead; once there is no more, tell the bridge where it ends."""
-        slice_ms = self._settings.slice_s * 1000
-        while True:
-            await asyncio.sleep(min(1.0, self._settings.slice_s / 4))
-            session_ms = state.session_ms
-            if state.session.paid_until_ms - session_ms > slice_ms / 2:
-                continue
-            overdraft_s = self._settings.overdraft_s
-            try:
-                reserved = await self._neighbours.reserve(state.session, round(session_ms + slice_ms))
-                paid_until_ms = reserved.paid_until_ms
-            except (UnavailableError, DeadlineExceededError) as error:
-                log.warning("billing does not answer", session=state.session.id, reason=error.reason)
-                continue
-            except ConflictError:
-                continue  # settled, so it has ended; the watcher of the record says so
-            except PaymentRequiredError:
-                overdraft_s, paid_until_ms = 0.0, state.session.paid_until_ms
-            try:
-                state.session = await self._store.change_session(
-                    state.session.id,
-                    lambda was, paid=paid_until_ms: alive(was).with_(paid_until_ms=paid),  # type: ignore[misc]
-                )
-            except UnavailableError:
-                state.session = replace(state.session, paid_until_ms=paid_until_ms)
-            except ConflictError:
-                continue  # it ended; the watcher of the record says so
-            try:
-                await self._neighbours.open_bridge(
-                    state.session, overdraft_s=overdraft_s, processes_audio=False
-                )
-            except SluiceError as error:
-                log.warning("bridge not told of credit", session=state.session.id, reason=error.reason)
 
     # --- end
 
@@ -568,37 +402,6 @@ class Lives:
             log.warning("cannot end the session now", session=session, reason=error.reason)
 
 
-class Watched:
-    """What the watchers of one session share; all run on one event loop."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.report = bridge_pb2.BridgeReport()
-        self.reported_s = time.monotonic()
-        self.folded_pts = 0
-
-    @property
-    def session_ms(self) -> float:
-        """Session time now, as the bridge counts it, between its reports."""
-        return self.report.session_ms + (time.monotonic() - self.reported_s) * 1000
-
-
-async def within(silence_s: float, reports: AsyncIterator[Report]) -> AsyncIterator[Report]:
-    """Yield `reports`. Raises DeadlineExceededError when the next one, due every second, does not come.
-
-    A process that hangs keeps its connections: gRPC answers pings from a thread of its own.
-    """
-    while True:
-        try:
-            async with asyncio.timeout(silence_s):
-                report = await anext(reports)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise DeadlineExceededError(f"no report for {silence_s:g} s", reason="SILENT") from None
-        yield report
-
-
 async def tolerant(step: Awaitable[None]) -> None:
     """Await `step`; one that cannot be reached has nothing to free that its own death did not free.
 
@@ -608,25 +411,6 @@ async def tolerant(step: Awaitable[None]) -> None:
         await step
     except (UnavailableError, DeadlineExceededError, NotFoundError, ConflictError) as error:
         log.info("not reached while freeing", reason=error.reason)
-
-
-def alive(session: Session) -> Session:
-    """Return the session unless it has ended: then somebody was faster, and a start or a renewal stops."""
-    if session.phase is Phase.ENDED:
-        raise ConflictError("the session has ended", reason="SESSION_ENDED", session=session.id)
-    return session
-
-
-def phase_seen(phase: Phase, report: bridge_pb2.BridgeReport) -> Phase:
-    """Return the phase that the bridge's report stands for."""
-    if report.output_age_ms < 0:
-        return phase
-    silent = report.publisher == bridge_pb2.PUBLISHER_SILENT
-    if phase in {Phase.STARTING, Phase.LIVE, Phase.DEGRADED} and silent:
-        return Phase.PAUSED
-    if phase in {Phase.STARTING, Phase.PAUSED} and not silent:
-        return Phase.LIVE
-    return phase
 
 
 def start_failure(error: SluiceError) -> str:

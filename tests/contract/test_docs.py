@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from services.session_manager.life import RUNNER_FAULTS
 from services.session_manager.machine import Reason
+from services.session_manager.watch import RUNNER_FAULTS
 from tests.support.settings_table import page
 
 ROOT = Path(__file__).parents[2]

@@ -439,12 +439,23 @@ async def lets_go(around: Neighbourhood) -> None:
     around.runner.say(runner_pb2.SlotReport.STATE_DETACHED)
 
 
+def no_output(around: Neighbourhood) -> None:
+    """What the bridge sees when the runner is really gone."""
+    seen = around.bridge.sessions[SESSION].report
+    now = bridge_pb2.BridgeReport()
+    now.CopyFrom(seen.value)
+    now.output_age_ms = 5000
+    seen.set(now)
+
+
 async def falls_silent(around: Neighbourhood) -> None:
     around.runner.hang("Watch")
+    no_output(around)
 
 
 async def is_killed(around: Neighbourhood) -> None:
     await around.runner.die()
+    no_output(around)
 
 
 @pytest.mark.parametrize("how", [forgets, lets_go, falls_silent, is_killed], ids=lambda how: how.__name__)
@@ -458,6 +469,14 @@ async def test_a_runner_that_is_there_no_more_ends_the_session(
     assert (await one.ended()).end_reason == "runner_lost"
     assert around.router.held == {}
     assert SESSION in around.bridge.gone
+
+
+async def test_a_runner_that_does_not_report_keeps_a_session_whose_output_arrives(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.runner.hang("Watch")
+    await asyncio.sleep(2.0)  # twice the time after which it would be lost
+    assert (await one.session()).phase == pb.PHASE_LIVE
 
 
 async def bridge_forgets(around: Neighbourhood) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from protos.ingest.v1 import bridge_pb2
 from services.common import errors
-from services.session_manager.life import Watched, alive, phase_seen, start_failure
+from services.session_manager.life import start_failure
 from services.session_manager.machine import Phase, Session, SessionId, StreamId
+from services.session_manager.watch import alive, phase_seen
 
 SENDING, SILENT = bridge_pb2.PUBLISHER_SENDING, bridge_pb2.PUBLISHER_SILENT
 FINISHED, WAITING = bridge_pb2.PUBLISHER_FINISHED, bridge_pb2.PUBLISHER_WAITING
@@ -84,10 +85,3 @@ def test_nothing_is_made_for_a_session_that_has_ended() -> None:
     with pytest.raises(errors.ConflictError) as refusal:
         alive(session(Phase.ENDED))
     assert refusal.value.reason == "SESSION_ENDED"
-
-
-def test_session_time_goes_on_between_reports() -> None:
-    state = Watched(session(Phase.LIVE))
-    state.report = bridge_pb2.BridgeReport(session_ms=60_000)
-    state.reported_s -= 2.5
-    assert 62_500 <= state.session_ms < 63_500

@@ -1,0 +1,611 @@
+"""Ingest with real HTTP, real trickle, real gRPC and a real NATS; the session-manager and the runner are played."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import aiohttp
+import grpc.aio
+import httpx
+import pytest
+from nats.aio.msg import Msg
+
+from protos.events.v1 import events_pb2
+from protos.inference.v1 import runner_pb2
+from protos.ingest.v1 import bridge_pb2
+from protos.ingest.v1.bridge_pb2_grpc import BridgeStub, add_BridgeServicer_to_server
+from protos.sessions.v1 import sessions_pb2, sessions_pb2_grpc
+from protos.sessions.v1.sessions_pb2_grpc import add_SessionsServicer_to_server
+from services.common.bus import Bus, connect
+from services.common.errors import (
+    ConflictError,
+    ExhaustedError,
+    InvalidError,
+    NotFoundError,
+    SluiceError,
+    UnavailableError,
+)
+from services.common.grpc_client import Channels, call, channel, stream
+from services.common.grpc_server import serve_grpc
+from services.common.http_server import serve_http
+from services.common.lifecycle import Bulkhead, background
+from services.common.media.clock import ORIGIN_TICKS
+from services.common.media.mpegts import AccessUnit, Codec, Demuxer, Muxer
+from services.common.topology import USAGE, usage_confirmed
+from services.common.trickle.protocol import NEXT
+from services.common.trickle.publisher import Publisher
+from services.common.trickle.registry import Registry
+from services.common.trickle.server import serve_trickle, trickle_app
+from services.common.trickle.subscriber import Subscriber
+from services.ingest.app import public_app
+from services.ingest.auth import Authenticator
+from services.ingest.bridge import outbox as outbox_module
+from services.ingest.bridge.hub import Hub
+from services.ingest.bridge.outbox import Outbox, outbox
+from services.ingest.bridge.server import BridgeServicer
+from services.ingest.control_plane import ControlPlane
+from services.ingest.faces import ts as face
+from services.ingest.faces.context import Core
+from services.ingest.publishing import Publishing
+from services.ingest.settings import IngestSettings
+from services.ingest.stream_keys import StreamKeys
+from tests.support.fakes import Fake, serving
+from tests.support.media import FRAME, pictures, shown, sound, ts, units_of
+from tests.support.nats import NatsServer, nats_server
+
+if TYPE_CHECKING:
+    from protos.ingest.v1.bridge_pb2_grpc import BridgeAsyncStub
+
+T = TypeVar("T")
+STREAM = "str_aaaaaaaa"
+SECRET = "a secret of this installation"
+KEYS = StreamKeys(SECRET.encode())
+
+
+async def until(look: Callable[[], T | None], within_s: float = 6.0) -> T:
+    async with asyncio.timeout(within_s):
+        while True:
+            found = look()
+            if found:
+                return found
+            await asyncio.sleep(0.02)
+
+
+class EchoRunner:
+    """Returns every picture as it came, over HTTP, after `takes_s` each; says on `events` what it applied."""
+
+    def __init__(self, channels: bridge_pb2.Channels, takes_s: float) -> None:
+        self._channels = channels
+        self._takes_s = takes_s
+        self.seen = 0
+
+    async def run(self) -> None:
+        async with aiohttp.ClientSession() as http:
+            reader = Subscriber(http, getattr(self._channels, "in"), start=0)
+            async with reader, Publisher(http, self._channels.out) as writer:
+                await self._say(http, b'{"type": "applied", "revision": 3, "pts": 90000}\n')
+                demuxer, muxer = Demuxer(), Muxer()
+                async for segment in reader:
+                    async with writer.segment() as out:
+                        await out.write(muxer.begin_segment())
+                        async for data in segment:
+                            await self._answer(demuxer.feed(data), muxer, out)
+                        await self._answer(demuxer.end_segment(), muxer, out)
+                await writer.close()
+
+    async def _answer(self, units: Sequence[AccessUnit], muxer: Muxer, out: Any) -> None:
+        for unit in units:
+            if unit.codec is Codec.H264:
+                self.seen += 1
+                await asyncio.sleep(self._takes_s)
+                await out.write(muxer.write(unit))
+
+    async def _say(self, http: aiohttp.ClientSession, line: bytes) -> None:
+        async with Publisher(http, self._channels.events, start=NEXT) as events:
+            async with events.segment() as segment:
+                await segment.write(line)
+            await events.flush()
+
+
+class PlayedSessions(Fake, sessions_pb2_grpc.SessionsServicer):
+    """The session-manager: opens the bridge, attaches a runner, ends the session when it is drained."""
+
+    def __init__(self, tasks: Bulkhead) -> None:
+        super().__init__()
+        self.record = sessions_pb2.Stream(id=STREAM, tenant="acme", pipeline="effects", params="{}")
+        self.takes_s = 0.0
+        self.runner: EchoRunner | None = None
+        self.reports: list[bridge_pb2.BridgeReport] = []
+        self._tasks = tasks
+
+    async def GetStream(self, request: sessions_pb2.GetStreamRequest, context: Any) -> sessions_pb2.Stream:
+        await self._enter("GetStream", request)
+        if request.id != self.record.id:
+            raise NotFoundError("there is no such stream", reason="STREAM_NOT_FOUND")
+        return self.record
+
+    async def StartSession(
+        self, request: sessions_pb2.StartSessionRequest, context: Any
+    ) -> sessions_pb2.StartSessionResponse:
+        await self._enter("StartSession", request)
+        async with channel(request.bridge) as bridge:
+            opening = bridge_pb2.OpenRequest(
+                session=request.session, epoch=1, paid_until_ms=60_000, runner="r0"
+            )
+            opened = await call(BridgeStub(bridge).Open, opening, bridge_pb2.OpenResponse, timeout_s=5)
+        self.runner = EchoRunner(opened.channels, self.takes_s)
+        self._tasks.start(f"runner/{request.session}", self.runner.run())
+        self._tasks.start(f"care/{request.session}", self._care(request.session, request.bridge))
+        session = sessions_pb2.Session(id=request.session)
+        return sessions_pb2.StartSessionResponse(session=session)
+
+    async def _care(self, session: str, address: str) -> None:
+        async with channel(address) as bridge:
+            stub = BridgeStub(bridge)
+            request = bridge_pb2.ReportRequest(session=session)
+            async for report in stream(stub.Report, request, bridge_pb2.BridgeReport):
+                self.reports.append(report)
+                if report.drained:
+                    close = bridge_pb2.CloseRequest(session=session, reason="input_ended")
+                    await call(stub.Close, close, bridge_pb2.CloseResponse, timeout_s=5)
+
+
+class Ingest:
+    """One ingest process's parts, in this process."""
+
+    def __init__(
+        self, hub: Hub, box: Outbox, bus: Bus, sessions: PlayedSessions, bridge: BridgeAsyncStub, url: str
+    ) -> None:
+        self.hub = hub
+        self.box = box
+        self.bus = bus
+        self.sessions = sessions
+        self.bridge = bridge
+        self.http = httpx.AsyncClient(base_url=url, timeout=20)
+
+    async def publish(self, body: AsyncIterator[bytes]) -> httpx.Response:
+        return await self.http.post(f"/ts/{KEYS.publish(STREAM)}", content=body)
+
+    async def watch(self) -> bytes:
+        """Everything that a viewer gets, from before the first picture to the end."""
+        answer = await self.http.get(f"/ts/{KEYS.playback(STREAM)}")
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    async def open(self, session: str, epoch: int = 1, **facts: Any) -> bridge_pb2.OpenResponse:
+        request = bridge_pb2.OpenRequest(session=session, epoch=epoch, paid_until_ms=60_000, **facts)
+        return await call(self.bridge.Open, request, bridge_pb2.OpenResponse, timeout_s=5)
+
+    async def close(self, session: str, reason: str = "", epoch: int = 0) -> None:
+        request = bridge_pb2.CloseRequest(session=session, reason=reason, epoch=epoch)
+        await call(self.bridge.Close, request, bridge_pb2.CloseResponse, timeout_s=5)
+
+    async def session(self) -> str:
+        """The stream's session here, as soon as there is one."""
+        found = await until(lambda: self.hub.of_stream(STREAM))
+        return found.identity.session
+
+
+def broke(key: str, error: Exception) -> None:
+    if not isinstance(error, SluiceError):
+        raise AssertionError(f"{key} broke") from error
+
+
+@asynccontextmanager
+async def ingesting(nats_url: str, directory: Path) -> AsyncIterator[Ingest]:
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(Bulkhead(broke))
+        sessions = PlayedSessions(tasks)
+        add = partial(add_SessionsServicer_to_server, sessions)
+        await stack.enter_async_context(serving(sessions, add))  # type: ignore[arg-type]
+        settings = IngestSettings(
+            stream_secret=SECRET, session_manager_address=sessions.address, window_s=0.5, viewer_wait_s=5
+        )
+        bus = await stack.enter_async_context(connect(nats_url, "ingest"))
+        channels = await stack.enter_async_context(Channels())
+        box = await stack.enter_async_context(outbox(str(directory / "outbox.sqlite3"), bus))
+        await bus.ensure_stream(USAGE, 1)
+        registry = Registry()
+        await stack.enter_async_context(background(deliver=box.deliver(), confirm=box.confirm()))
+        trickle = await stack.enter_async_context(serve_trickle(trickle_app(registry), "127.0.0.1:0", 0.1))
+        hub = await stack.enter_async_context(Hub(registry, box, settings))
+        servicer = BridgeServicer(hub, f"http://127.0.0.1:{trickle}/")
+        server = serve_grpc(partial(add_BridgeServicer_to_server, servicer), "127.0.0.1:0", 0.1)
+        port = await stack.enter_async_context(server)
+        plane = ControlPlane(channels, settings)
+        core = Core(
+            settings=settings,
+            authenticator=Authenticator(channels, bus, settings),
+            plane=plane,
+            hub=hub,
+            keys=KEYS,
+            publishing=Publishing(
+                hub=hub, plane=plane, keys=KEYS, bridge_address=f"127.0.0.1:{port}", settings=settings
+            ),
+        )
+        public = await stack.enter_async_context(serve_http(public_app(core), "127.0.0.1:0", 0.1))
+        bridge = await stack.enter_async_context(channel(f"127.0.0.1:{port}"))
+        ingest = Ingest(hub, box, bus, sessions, BridgeStub(bridge), f"http://127.0.0.1:{public}")
+        await stack.enter_async_context(ingest.http)
+        try:
+            yield ingest
+        finally:
+            hub.close_all("the test is over")
+
+
+@pytest.fixture
+async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    async with nats_server(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+async def ingest(nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ingest]:
+    monkeypatch.setattr(face, "DRAIN_S", 0.05)
+    async with ingesting(nats.url, tmp_path) as found:
+        yield found
+
+
+async def paced(units: Sequence[AccessUnit], *, times_faster: float = 5.0) -> AsyncIterator[bytes]:
+    """A transport stream of `units`, with its sound, as fast as asked."""
+    data = ts(units, audio=Codec.AAC if any(unit.codec is Codec.AAC for unit in units) else None)
+    size = 188 * 7
+    duration_s = len([unit for unit in units if unit.codec is Codec.H264]) / 25 / times_faster
+    for place in range(0, len(data), size):
+        yield data[place : place + size]
+        await asyncio.sleep(duration_s * size / len(data))
+
+
+async def endless() -> AsyncIterator[bytes]:
+    """A publisher that stays."""
+    yield ts(pictures(25))
+    await asyncio.Event().wait()
+
+
+# --- the way of a picture
+
+
+async def test_what_is_published_comes_back_to_the_viewer_in_order_with_its_sound(ingest: Ingest) -> None:
+    units = sorted([*pictures(75), *sound(141)], key=lambda unit: (unit.pts, unit.codec is not Codec.H264))
+    watching = asyncio.ensure_future(ingest.watch())
+    answer = await ingest.publish(paced(units))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["success"] is True
+    seen = await watching
+    assert shown(seen) == [ORIGIN_TICKS + n * FRAME for n in range(75)]
+    heard = [unit.pts for unit in units_of(seen) if unit.codec is Codec.AAC]
+    assert heard == sorted(set(heard))
+    assert len(heard) > 130, "all but what came before the first picture was back"
+    last = ingest.sessions.reports[-1]
+    assert (last.frames_in, last.frames_out, last.drained) == (75, 75, True)
+    assert (last.applied_revision, last.applied_pts) == (3, 90_000)
+    await until(lambda: len(ingest.hub) == 0)
+
+
+async def test_two_viewers_see_the_same_and_one_that_leaves_is_not_missed(ingest: Ingest) -> None:
+    watching = asyncio.ensure_future(ingest.watch())
+    leaving = asyncio.ensure_future(ingest.watch())
+    publishing = asyncio.ensure_future(ingest.publish(paced(pictures(75), times_faster=3)))
+    session = ingest.hub.session(await ingest.session())
+    await until(lambda: session.viewers == 2 and session.frames_out > 5)
+    leaving.cancel()
+    await until(lambda: session.viewers == 1)
+    assert (await publishing).status_code == 200
+    assert len(shown(await watching)) == 75
+
+
+async def test_with_complete_delivery_a_fast_publisher_is_held_to_a_slow_runner_and_nothing_is_lost(
+    ingest: Ingest,
+) -> None:
+
+    ingest.sessions.record.delivery = runner_pb2.DELIVERY_COMPLETE
+    ingest.sessions.takes_s = 0.01
+    ahead: list[int] = []
+    watching = asyncio.ensure_future(ingest.watch())
+    publishing = asyncio.ensure_future(ingest.publish(paced(pictures(250), times_faster=1000)))
+    session = ingest.hub.session(await ingest.session())
+    while not publishing.done():
+        ahead.append(session.frames_in - session.frames_out)
+        await asyncio.sleep(0.01)
+    assert (await publishing).status_code == 200
+    assert shown(await watching) == [ORIGIN_TICKS + n * FRAME for n in range(250)]
+    assert max(ahead) <= 2 * 25 + 20, "two seconds, and what came in one chunk"
+    assert session.frames_dropped == 0
+
+
+# --- publishers
+
+
+async def test_a_second_publisher_is_refused_and_the_first_goes_on(ingest: Ingest) -> None:
+    watching = asyncio.ensure_future(ingest.watch())
+    first = asyncio.ensure_future(ingest.publish(paced(pictures(50))))
+    await ingest.session()
+    second = await ingest.publish(paced(pictures(50)))
+    assert second.status_code == 409
+    assert second.json()["code"] == "SLUICE/STREAM_BUSY"
+    assert (await first).status_code == 200
+    assert len(shown(await watching)) == 50
+
+
+async def test_a_publisher_for_whom_there_is_no_slot_is_told_when_to_come_back(ingest: Ingest) -> None:
+    error = ExhaustedError("no slot is free", reason="NO_CAPACITY", retry_after_s=7)
+    ingest.sessions.fail("StartSession", error)
+    answer = await ingest.publish(paced(pictures(50)))
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "7"
+    assert answer.json()["code"] == "SLUICE/NO_CAPACITY"
+    await until(lambda: len(ingest.hub) == 0)
+
+
+async def test_a_publisher_is_answered_at_once_when_its_session_is_stopped(ingest: Ingest) -> None:
+    watching = asyncio.ensure_future(ingest.watch())
+    publishing = asyncio.ensure_future(ingest.publish(endless()))
+    session = await ingest.session()
+    await until(lambda: ingest.hub.session(session).frames_out > 5)
+    await ingest.close(session, "stopped")
+    answer = await publishing
+    assert answer.status_code == 409
+    assert answer.json()["code"] == "SLUICE/STOPPED"
+    assert shown(await watching)
+    await until(lambda: len(ingest.hub) == 0)
+
+
+async def test_a_publisher_whose_connection_breaks_may_come_back(ingest: Ingest) -> None:
+    watching = asyncio.ensure_future(ingest.watch())
+    first = asyncio.ensure_future(ingest.publish(endless()))
+    session = ingest.hub.session(await ingest.session())
+    await until(lambda: session.frames_out == 25)
+    first.cancel()
+    with suppress(asyncio.CancelledError):
+        await first
+    await until(lambda: not session.connected)
+    answer = await ingest.publish(paced(pictures(25, start=7_000_000)))
+    assert answer.status_code == 200
+    seen = shown(await watching)
+    assert len(seen) == 50
+    assert seen == sorted(seen)
+    assert len(ingest.sessions.requests("StartSession", sessions_pb2.StartSessionRequest)) == 1
+
+
+# --- the bridge
+
+
+async def test_an_open_again_gives_the_same_channels_and_a_strange_one_is_refused(ingest: Ingest) -> None:
+    publishing = asyncio.ensure_future(ingest.publish(endless()))
+    session = await ingest.session()
+    await until(lambda: ingest.hub.session(session).epoch)
+    assert await ingest.open(session) == await ingest.open(session, overdraft_ms=0)
+    urls = {url for _, url in (await ingest.open(session)).channels.ListFields()}
+    assert len(urls) == 5
+    assert all(url.startswith("http://127.0.0.1:") for url in urls)
+    with pytest.raises(InvalidError):
+        await ingest.open(session, epoch=0)
+    with pytest.raises(ConflictError):
+        await ingest.open(session, epoch=2)
+    with pytest.raises(NotFoundError) as refusal:
+        await ingest.open("ses_elsewhere")
+    assert refusal.value.reason == "SESSION_NOT_HERE"
+    await ingest.close(session)
+    await publishing
+
+
+async def test_a_report_ends_with_its_session_after_a_last_word(ingest: Ingest) -> None:
+    publishing = asyncio.ensure_future(ingest.publish(endless()))
+    session = await ingest.session()
+    seen: list[bridge_pb2.BridgeReport] = []
+
+    async def follow() -> None:
+        request = bridge_pb2.ReportRequest(session=session)
+        async for report in stream(ingest.bridge.Report, request, bridge_pb2.BridgeReport):
+            seen.append(report)  # noqa: PERF401
+
+    following = asyncio.ensure_future(follow())
+    await until(lambda: seen and seen[-1].frames_out == 25)
+    await ingest.close(session, "stopped")
+    async with asyncio.timeout(2):
+        await following
+    assert [report.frames_in for report in seen] == sorted(report.frames_in for report in seen)
+    with pytest.raises(NotFoundError):
+        await follow()
+    await publishing
+
+
+async def test_what_is_not_there_can_be_closed_and_what_is_not_built_is_unimplemented(ingest: Ingest) -> None:
+    await ingest.close("ses_elsewhere")
+    with pytest.raises(UnavailableError) as refusal:
+        await ingest.close("ses_elsewhere", epoch=1)
+    assert refusal.value.reason == "UNIMPLEMENTED"
+    with pytest.raises(grpc.aio.AioRpcError) as raw:
+        await ingest.bridge.Promote(bridge_pb2.PromoteRequest(session="ses", epoch=1))
+    assert raw.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+# --- money
+
+
+class Ledger:
+    """Billing as the outbox sees it: takes windows from the stream and, when it likes, confirms them."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.windows: list[events_pb2.UsageWindow] = []
+        self.confirming = True
+        self._bus = bus
+
+    async def take(self, messages: Sequence[Msg]) -> None:
+        taken = [events_pb2.UsageWindow.FromString(message.data) for message in messages]
+        self.windows += taken
+        if self.confirming:
+            for window in taken:
+                confirmed = events_pb2.UsageConfirmed(ids=[window.id]).SerializeToString()
+                await self._bus.publish(usage_confirmed(window.source), confirmed)
+
+
+@asynccontextmanager
+async def ledger(nats_url: str) -> AsyncIterator[Ledger]:
+    async with connect(nats_url, "billing") as bus:
+        await bus.ensure_stream(USAGE, 1)
+        found = Ledger(bus)
+        async with background(consume=bus.consume(USAGE, "billing", found.take, batch=100)):
+            yield found
+
+
+def waiting(path: Path) -> int:
+    database = sqlite3.connect(path)
+    try:
+        return int(database.execute("SELECT count(*) FROM usage").fetchone()[0])
+    finally:
+        database.close()
+
+
+async def test_usage_goes_to_the_ledger_and_leaves_the_disk_when_it_is_confirmed(
+    nats: NatsServer, ingest: Ingest, tmp_path: Path
+) -> None:
+    async with ledger(nats.url) as billing:
+        await ingest.publish(paced(pictures(75), times_faster=3))
+        await until(lambda: any(window.final for window in billing.windows))
+        await until(lambda: waiting(tmp_path / "outbox.sqlite3") == 0)
+    windows = sorted(billing.windows, key=lambda window: window.seq)
+    assert [window.seq for window in windows] == list(range(1, len(windows) + 1))
+    assert sum(window.frames_out for window in windows) == 75
+    assert windows[-1].end_reason == "input_ended"
+    delivered_ms = sum(window.quantity for window in windows if window.unit == "delivered_ms")
+    assert 300 < delivered_ms <= windows[-1].to_ms
+    assert {window.tenant for window in windows} == {"acme"}
+
+
+async def test_what_a_killed_process_left_is_sent_by_the_next_and_confirmed_to_it(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "outbox.sqlite3"
+    window = events_pb2.UsageWindow(id="ses:1:1", session="ses", tenant="acme", epoch=1, seq=1, quantity=500)
+    async with ledger(nats.url) as billing:
+        billing.confirming = False
+        for count in (1, 2):  # the second process sends again what the first one sent
+            async with connect(nats.url, "ingest") as bus, outbox(str(path), bus) as box:
+                window.source = box.source
+                await box.put(window)
+                with sqlite3.connect(path) as database:
+                    database.execute("UPDATE usage SET sent_s = 0")
+                database.close()
+                async with background(deliver=box.deliver(), confirm=box.confirm()):
+                    await until(lambda: len(billing.windows) == count)  # noqa: B023
+                    billing.confirming = True
+        assert {one.id for one in billing.windows} == {"ses:1:1"}
+        async with connect(nats.url, "ingest") as bus, outbox(str(path), bus) as box:
+            with sqlite3.connect(path) as database:
+                database.execute("UPDATE usage SET sent_s = 0")
+            database.close()
+            async with background(deliver=box.deliver(), confirm=box.confirm()):
+                await until(lambda: waiting(path) == 0)
+
+
+async def test_usage_waits_while_nats_is_away(
+    nats: NatsServer, ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "RESEND_S", 1.0)
+    watching = asyncio.ensure_future(ingest.watch())
+    await nats.kill()
+    assert (await ingest.publish(paced(pictures(50)))).status_code == 200
+    assert len(shown(await watching)) == 50, "media needs no NATS"
+    assert waiting(tmp_path / "outbox.sqlite3") >= 1
+    await nats.start()
+    async with ledger(nats.url) as billing:
+        await until(lambda: waiting(tmp_path / "outbox.sqlite3") == 0)
+    assert any(window.final for window in billing.windows)
+
+
+# --- the process
+
+
+def free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(listener.getsockname()[1]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+async def process(nats_url: str, directory: Path, **variables: str) -> asyncio.subprocess.Process:
+    listen, trickle, bridge = free_ports(3)
+    settings = {
+        "NATS_URL": nats_url,
+        "LISTEN": f"127.0.0.1:{listen}",
+        "TRICKLE_LISTEN": f"127.0.0.1:{trickle}",
+        "BRIDGE_LISTEN": f"127.0.0.1:{bridge}",
+        "METRICS_LISTEN": "127.0.0.1:0",
+        "OUTBOX_PATH": str(directory / "outbox.sqlite3"),
+        "STREAM_SECRET": SECRET,
+        "LOG_LEVEL": "warning",
+        **variables,
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.ingest"),
+        env={**inherited, **{f"SLUICE_INGEST_{name}": value for name, value in settings.items() if value}},
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def over(started: asyncio.subprocess.Process) -> tuple[int | None, list[str]]:
+    try:
+        async with asyncio.timeout(15):
+            _, said = await started.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            started.kill()
+    return started.returncode, said.decode().splitlines()
+
+
+async def test_sigterm_ends_the_process_with_status_0(nats: NatsServer, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    started = await process(nats.url, tmp_path, LISTEN=f"127.0.0.1:{port}")
+    async with httpx.AsyncClient() as client, asyncio.timeout(15):
+        while True:
+            assert started.returncode is None
+            with suppress(httpx.TransportError):
+                if (await client.get(f"http://127.0.0.1:{port}/")).status_code == 200:
+                    break
+            await asyncio.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    assert await over(started) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("STREAM_SECRET", ""), ("STREAM_SECRET", "short"), ("WINDOW_S", "soon")]
+)
+async def test_a_wrong_setting_ends_the_process_with_status_2_and_its_name(
+    tmp_path: Path, variable: str, value: str
+) -> None:
+    status, (line,) = await over(await process("nats://127.0.0.1:1", tmp_path, **{variable: value}))
+    assert status == 2
+    assert line.startswith(f"SLUICE_INGEST_{variable}: ")
+
+
+@pytest.mark.parametrize("variable", ["LISTEN", "TRICKLE_LISTEN", "BRIDGE_LISTEN", "METRICS_LISTEN"])
+async def test_a_taken_port_ends_the_process_with_one_line(
+    nats: NatsServer, tmp_path: Path, variable: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, (line,) = await over(await process(nats.url, tmp_path, **{variable: listen}))
+    assert status == 1
+    assert line.startswith("cannot run: ")
+    assert "in use" in line
+
+
+async def test_an_outbox_that_cannot_be_used_ends_the_process_with_one_line(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    status, (line,) = await over(await process(nats.url, tmp_path, OUTBOX_PATH="/no/such/directory/box"))
+    assert status == 1
+    assert line == "cannot run: cannot use the outbox at /no/such/directory/box: unable to open database file"
