@@ -159,9 +159,9 @@ class Publishing:
         for unit in first:
             session.push(unit)
         async for units in source:
-            for unit in units:
+            for unit in units:  # there may be many seconds in one chunk
+                await session.room()
                 session.push(unit)
-            await session.room()
 
 
 class Source:

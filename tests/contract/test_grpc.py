@@ -1,6 +1,6 @@
 """Calls between services over real gRPC: what one raises the other catches, and nothing else gets through."""
 
-# ruff: noqa: N802 - gRPC method names are the proto's
+
 
 from __future__ import annotations
 

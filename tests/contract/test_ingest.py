@@ -251,7 +251,7 @@ async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 @pytest.fixture
 async def ingest(nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ingest]:
-    monkeypatch.setattr(face, "DRAIN_S", 0.05)
+    monkeypatch.setattr(face, "DRAIN_S", 0.3)
     async with ingesting(nats.url, tmp_path) as found:
         yield found
 
@@ -330,7 +330,7 @@ async def test_a_second_publisher_is_refused_and_the_first_goes_on(ingest: Inges
     watching = asyncio.ensure_future(ingest.watch())
     first = asyncio.ensure_future(ingest.publish(paced(pictures(50))))
     await ingest.session()
-    second = await ingest.publish(paced(pictures(50)))
+    second = await ingest.publish(paced(pictures(50), times_faster=1000))
     assert second.status_code == 409
     assert second.json()["code"] == "SLUICE/STREAM_BUSY"
     assert (await first).status_code == 200
@@ -340,7 +340,7 @@ async def test_a_second_publisher_is_refused_and_the_first_goes_on(ingest: Inges
 async def test_a_publisher_for_whom_there_is_no_slot_is_told_when_to_come_back(ingest: Ingest) -> None:
     error = ExhaustedError("no slot is free", reason="NO_CAPACITY", retry_after_s=7)
     ingest.sessions.fail("StartSession", error)
-    answer = await ingest.publish(paced(pictures(50)))
+    answer = await ingest.publish(paced(pictures(50), times_faster=1000))
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "7"
     assert answer.json()["code"] == "SLUICE/NO_CAPACITY"
@@ -349,13 +349,19 @@ async def test_a_publisher_for_whom_there_is_no_slot_is_told_when_to_come_back(i
 
 async def test_a_publisher_is_answered_at_once_when_its_session_is_stopped(ingest: Ingest) -> None:
     watching = asyncio.ensure_future(ingest.watch())
-    publishing = asyncio.ensure_future(ingest.publish(endless()))
+    host, port = ingest.http.base_url.host, ingest.http.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    body = ts(pictures(25))
+    head = f"POST /ts/{KEYS.publish(STREAM)} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
+    writer.write(head.encode() + body)
     session = await ingest.session()
     await until(lambda: ingest.hub.session(session).frames_out > 5)
     await ingest.close(session, "stopped")
-    answer = await publishing
-    assert answer.status_code == 409
-    assert answer.json()["code"] == "SLUICE/STOPPED"
+    async with asyncio.timeout(3):
+        answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 409 ")
+    assert b'"code":"SLUICE/STOPPED"' in answer
+    writer.close()
     assert shown(await watching)
     await until(lambda: len(ingest.hub) == 0)
 

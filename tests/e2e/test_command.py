@@ -16,6 +16,12 @@ from tests.support import publisher
 from tests.support.stack import Stack, running, until
 
 
+def seconds(ticks: int | None, stream: av.AudioStream | av.VideoStream) -> float:
+    assert ticks is not None
+    assert stream.time_base is not None
+    return float(ticks * stream.time_base)
+
+
 def pictures(path: Path) -> list[tuple[float, np.ndarray]]:
     """Every picture of `path`: seconds from its start, uint8 (90, 160, 3) RGB."""
     with av.open(str(path)) as clip:
@@ -43,10 +49,9 @@ def test_a_file_is_transformed_at_its_own_pace_with_its_sound(
     with av.open(str(out)) as clip:
         sound, video = clip.streams.audio[0], clip.streams.video[0]
         assert (sound.codec_context.name, sound.channels) == ("aac", 6)
-        assert (
-            abs(float(sound.start_time * sound.time_base) - float(video.start_time * video.time_base)) < 0.05
-        )
-        assert abs(float(sound.duration * sound.time_base) - 5.312) < 0.1
+        start_s, end_s = seconds(sound.start_time, sound), seconds(sound.duration, sound)
+        assert abs(start_s - seconds(video.start_time, video)) < 0.05
+        assert abs(end_s - 5.312) < 0.1
     ended = stack.ended(told["session"])
     assert ended["end_reason"] == "input_ended"
     assert told["cost_settled"]

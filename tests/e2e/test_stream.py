@@ -46,14 +46,14 @@ def test_a_published_stream_is_transformed_and_watched_with_its_sound(stack: Sta
     with av.open(str(tmp_path / "out.ts")) as out:
         sound = list(out.decode(out.streams.audio[0]))
     assert len(frames) >= 80
-    times = [frame.pts for frame in frames]
+    times = [frame.pts or 0 for frame in frames]
     assert times == sorted(set(times)), "pictures go forward"
-    assert frames[0].pts >= 90_000, "the first published picture is at 90 000 ticks"
+    assert times[0] >= 90_000, "the first published picture is at 90 000 ticks"
     assert (frames[0].width, frames[0].height) == (320, 240)
     # neon is dark where the source is not: the picture was really transformed
     assert frames[40].to_ndarray(format="gray").mean() < 80
     assert len(sound) > 100
-    assert abs(sound[-1].time - frames[-1].time) < 0.3
+    assert abs((sound[-1].time or 0) - (frames[-1].time or 0)) < 0.3
     session = stack.request("GET", f"/v1/streams/{stream['id']}")["last_session"]
     ended = stack.ended(session)
     assert (ended["phase"], ended["end_reason"]) == ("ended", "input_ended")

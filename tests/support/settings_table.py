@@ -25,8 +25,8 @@ CLASSES: Final[tuple[tuple[str, type[BaseSettings]], ...]] = (
 )
 HEAD: Final = """# Settings
 
-Read once from the environment when a process starts; a wrong value ends it with status 2 and a line that names
-the variable. Units are in the names. Written by `make docs`.
+Read once from the environment when a process starts; a wrong value ends it with status 2 and a line that
+names the variable. Units are in the names. Written by `make docs`.
 """
 
 

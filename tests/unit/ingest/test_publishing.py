@@ -28,7 +28,7 @@ from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.session import Closed, Publisher
 from services.ingest.control_plane import ControlPlane
-from services.ingest.publishing import Publishing, PublisherVanishedError, Source, end_error, new_id
+from services.ingest.publishing import PublisherVanishedError, Publishing, Source, end_error, new_id
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
 from tests.support.media import HEVC_TYPE, announced, pictures, sound, ts
