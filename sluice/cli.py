@@ -27,6 +27,9 @@ from sluice.transform.result import container_of, whole_or_none
 from sluice.transform.run import Report, run
 from sluice.transform.source import Source
 
+WIDTH: Final = (
+    100  # columns of a table at least: where there are fewer, the terminal wraps and nothing is cut
+)
 FAILED: Final = 1
 WRONG: Final = 2
 NO_CAPACITY: Final = 3
@@ -258,7 +261,7 @@ def _print(answer: Json, table: RenderableType, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
-        Console().print(table)
+        Console(width=max(WIDTH, Console().width)).print(table)
 
 
 def exit_code(error: Exception) -> int:

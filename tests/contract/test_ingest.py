@@ -8,7 +8,7 @@ import signal
 import socket
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -172,6 +172,7 @@ class Ingest:
         self.sessions = sessions
         self.bridge = bridge
         self.http = httpx.AsyncClient(base_url=url, timeout=20)
+        self.background = Bulkhead(broke)
 
     async def publish(self, body: AsyncIterator[bytes]) -> httpx.Response:
         return await self.http.post(f"/ts/{KEYS.publish(STREAM)}", content=body)
@@ -237,6 +238,7 @@ async def ingesting(nats_url: str, directory: Path) -> AsyncIterator[Ingest]:
         bridge = await stack.enter_async_context(channel(f"127.0.0.1:{port}"))
         ingest = Ingest(hub, box, bus, sessions, BridgeStub(bridge), f"http://127.0.0.1:{public}")
         await stack.enter_async_context(ingest.http)
+        await stack.enter_async_context(ingest.background)
         try:
             yield ingest
         finally:
@@ -270,6 +272,17 @@ async def endless() -> AsyncIterator[bytes]:
     """A publisher that stays."""
     yield ts(pictures(25))
     await asyncio.Event().wait()
+
+
+async def staying(ingest: Ingest) -> str:
+    """A publisher that stays until the test ends; returns its session."""
+    ingest.background.start("publisher", ignored(ingest.publish(endless())))
+    return await ingest.session()
+
+
+async def ignored(work: Awaitable[object]) -> None:
+    with suppress(httpx.HTTPError):
+        await work
 
 
 # --- the way of a picture
@@ -387,8 +400,7 @@ async def test_a_publisher_whose_connection_breaks_may_come_back(ingest: Ingest)
 
 
 async def test_an_open_again_gives_the_same_channels_and_a_strange_one_is_refused(ingest: Ingest) -> None:
-    publishing = asyncio.ensure_future(ingest.publish(endless()))
-    session = await ingest.session()
+    session = await staying(ingest)
     await until(lambda: ingest.hub.session(session).epoch)
     assert await ingest.open(session) == await ingest.open(session, overdraft_ms=0)
     urls = {url for _, url in (await ingest.open(session)).channels.ListFields()}
@@ -401,13 +413,10 @@ async def test_an_open_again_gives_the_same_channels_and_a_strange_one_is_refuse
     with pytest.raises(NotFoundError) as refusal:
         await ingest.open("ses_elsewhere")
     assert refusal.value.reason == "SESSION_NOT_HERE"
-    await ingest.close(session)
-    await publishing
 
 
 async def test_a_report_ends_with_its_session_after_a_last_word(ingest: Ingest) -> None:
-    publishing = asyncio.ensure_future(ingest.publish(endless()))
-    session = await ingest.session()
+    session = await staying(ingest)
     seen: list[bridge_pb2.BridgeReport] = []
 
     async def follow() -> None:
@@ -421,9 +430,9 @@ async def test_a_report_ends_with_its_session_after_a_last_word(ingest: Ingest) 
     async with asyncio.timeout(2):
         await following
     assert [report.frames_in for report in seen] == sorted(report.frames_in for report in seen)
+    await until(lambda: len(ingest.hub) == 0)
     with pytest.raises(NotFoundError):
         await follow()
-    await publishing
 
 
 async def test_what_is_not_there_can_be_closed_and_what_is_not_built_is_unimplemented(ingest: Ingest) -> None:
