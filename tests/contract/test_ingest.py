@@ -1,4 +1,4 @@
-"""Ingest with real HTTP, real trickle, real gRPC and a real NATS; the session-manager and the runner are played."""
+"""Ingest with real HTTP, trickle, gRPC and NATS; the session-manager and the runner are played."""
 
 from __future__ import annotations
 
@@ -206,9 +206,9 @@ def broke(key: str, error: Exception) -> None:
 async def ingesting(nats_url: str, directory: Path) -> AsyncIterator[Ingest]:
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(Bulkhead(broke))
-        sessions = PlayedSessions(tasks)
+        sessions = PlayedSessions(tasks)  # type: ignore[abstract]  # only what is called
         add = partial(add_SessionsServicer_to_server, sessions)
-        await stack.enter_async_context(serving(sessions, add))  # type: ignore[arg-type]
+        await stack.enter_async_context(serving(sessions, add))
         settings = IngestSettings(
             stream_secret=SECRET, session_manager_address=sessions.address, window_s=0.5, viewer_wait_s=5
         )

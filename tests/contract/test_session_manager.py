@@ -1,4 +1,4 @@
-"""One session's life against a real NATS: started whole or not at all, watched, ended once, everything freed."""
+"""One session's life on a real NATS: started whole or not at all, watched, ended once, everything freed."""
 
 from __future__ import annotations
 
@@ -715,7 +715,7 @@ async def test_a_watcher_sees_the_sessions_of_its_tenant_as_they_change(
     async def watch() -> None:
         request = pb.WatchRequest(tenant="acme")
         async for session in stream(one.stub.Watch, request, pb.Session):
-            seen.append((session.id, session.phase))
+            seen.append((session.id, session.phase))  # noqa: PERF401 - others read it meanwhile
 
     async with background(watch=watch()):
         await asyncio.sleep(0.1)

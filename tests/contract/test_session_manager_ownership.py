@@ -1,4 +1,4 @@
-"""Several session-managers, some of which die: every session keeps exactly one owner, and NATS may go away."""
+"""Several session-managers, some of which die: every session keeps one owner, and NATS may go away."""
 
 from __future__ import annotations
 

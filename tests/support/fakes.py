@@ -31,7 +31,7 @@ from services.common.errors import (
 from services.common.grpc_server import serve_grpc
 from services.common.latest import Latest
 
-Hook = Callable[[], Awaitable[None]]
+Hook = Callable[[], Awaitable[object]]
 M = TypeVar("M", bound=Message)
 
 

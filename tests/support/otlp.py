@@ -88,7 +88,7 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 def receiving() -> Iterator[Receiver]:
     receiver = Receiver()
     server = grpc.server(ThreadPoolExecutor(4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
     receiver.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:

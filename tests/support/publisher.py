@@ -65,8 +65,9 @@ def main() -> None:
                 part.pts, part.sample_rate, part.time_base = samples, 48_000, Fraction(1, 48_000)
                 out.mux(sound.encode(part))
                 samples += 1024
-        for one in filter(None, (video, sound)):
-            out.mux(one.encode(None))
+        out.mux(video.encode(None))
+        if sound is not None:
+            out.mux(sound.encode(None))
 
 
 if __name__ == "__main__":

@@ -151,10 +151,10 @@ class Neighbourhood:
 
     def __init__(self, nats_url: str) -> None:
         self.nats_url = nats_url
-        self.router = FakeRouter([OFFER])
-        self.billing = FakeBilling()
-        self.bridge = FakeBridge()
-        self.runners = [FakeRunner(f"r{number}") for number in range(4)]
+        self.router = FakeRouter([OFFER])  # type: ignore[abstract]
+        self.billing = FakeBilling()  # type: ignore[abstract]
+        self.bridge = FakeBridge()  # type: ignore[abstract]
+        self.runners = [FakeRunner(f"r{number}") for number in range(4)]  # type: ignore[abstract]
 
     @property
     def runner(self) -> FakeRunner:
@@ -219,12 +219,12 @@ class Neighbourhood:
 async def neighbourhood(nats_url: str) -> AsyncIterator[Neighbourhood]:
     around = Neighbourhood(nats_url)
     async with AsyncExitStack() as stack:
-        for fake, add in (
-            (around.router, add_RouterServicer_to_server),
-            (around.billing, add_BillingServicer_to_server),
-            (around.bridge, add_BridgeServicer_to_server),
-            *((runner, add_RunnerServicer_to_server) for runner in around.runners),
+        for served in (
+            serving(around.router, partial(add_RouterServicer_to_server, around.router)),
+            serving(around.billing, partial(add_BillingServicer_to_server, around.billing)),
+            serving(around.bridge, partial(add_BridgeServicer_to_server, around.bridge)),
+            *(serving(one, partial(add_RunnerServicer_to_server, one)) for one in around.runners),
         ):
-            await stack.enter_async_context(serving(fake, partial(add, fake)))  # type: ignore[arg-type]
+            await stack.enter_async_context(served)
         around.router.runners = {runner.name: runner.address for runner in around.runners}
         yield around

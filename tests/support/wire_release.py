@@ -1,7 +1,7 @@
 """What was promised on the wire: the released descriptors, and what breaks with them.
 
-`python -m tests.support.wire_release` makes today's contracts the released ones; run it with each release, and
-never to silence a break: a process of the last release still speaks the old ones.
+`python -m tests.support.wire_release` makes today's contracts the released ones; run it with each release,
+and never to silence a break: a process of the last release still speaks the old ones.
 """
 
 from __future__ import annotations

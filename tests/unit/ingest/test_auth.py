@@ -58,7 +58,7 @@ def revocations() -> Revocations:
 
 @pytest.fixture
 async def billing() -> AsyncIterator[FakeBilling]:
-    fake = FakeBilling()
+    fake = FakeBilling()  # type: ignore[abstract]  # only what is called
     fake.keys["good"] = billing_pb2.AuthenticateResponse(tenant="acme", key_id="key1")
     async with serving(fake, partial(add_BillingServicer_to_server, fake)):
         yield fake

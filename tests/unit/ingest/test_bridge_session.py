@@ -1,4 +1,4 @@
-"""One session at the bridge, in virtual time: what goes through, what is dropped, what is held, what is billed."""
+"""One session at the bridge, in virtual time: what goes through, is dropped, is held, and is billed."""
 
 from __future__ import annotations
 

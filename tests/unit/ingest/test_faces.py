@@ -1,4 +1,4 @@
-"""The public API in the shapes that shipped clients send and read; every refusal in one shape of seven keys."""
+"""The public API in the shapes that shipped clients send and read; every refusal has the same seven keys."""
 
 from __future__ import annotations
 
@@ -437,8 +437,8 @@ async def test_a_tenant_sees_and_deletes_its_own_streams(house: House) -> None:
     theirs = {"Authorization": "Bearer theirs"}
     assert (await house.call("GET", "/v1/streams", headers=theirs))["data"] == []
     for method in ("GET", "PATCH", "DELETE"):
-        content = {"json": {}} if method == "PATCH" else {}
-        answer = await house.client.request(method, f"/v1/streams/{mine['id']}", headers=theirs, **content)  # type: ignore[arg-type]
+        content: dict[str, Any] = {"json": {}} if method == "PATCH" else {}
+        answer = await house.client.request(method, f"/v1/streams/{mine['id']}", headers=theirs, **content)
         assert answer.status_code == 404
         assert seven(answer)["code"] == "STREAMS/STREAM_NOT_FOUND"
     assert await house.call("DELETE", f"/v1/streams/{mine['id']}") == {"success": True, "data": {}}

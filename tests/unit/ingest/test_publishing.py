@@ -1,4 +1,4 @@
-"""A stranger's bytes: nothing is allocated before a picture, and what cannot work is refused with a sentence."""
+"""A stranger's bytes: nothing is allocated before a picture; what cannot work is refused with a sentence."""
 
 from __future__ import annotations
 
@@ -348,7 +348,7 @@ async def test_a_full_pod_refuses_a_session_and_says_when_to_come_back(house: Ho
     with pytest.raises(ExhaustedError) as refusal:
         await house.publish(*media(), key=KEYS.publish("str_bbbbbbbb"))
     assert (refusal.value.reason, refusal.value.details["retry_after_s"]) == ("INGEST_FULL", "5")
-    assert house.hub.session(published.session)
+    assert house.hub.session(published.session).frames_in == 50
 
 
 def replace_stream(stream: str) -> sessions_pb2.Stream:

@@ -57,7 +57,7 @@ def test_sessions_are_a_table(at: Platform) -> None:
     assert "30.0" in shown
     assert "42 ms" in shown
     assert "ses_gone" not in shown
-    assert "ended: stopped" in asked(at, "sessions", "--all").stdout
+    assert "stopped" in asked(at, "sessions", "--all").stdout
 
 
 def test_runners_are_a_table(at: Platform) -> None:
