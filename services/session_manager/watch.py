@@ -100,20 +100,22 @@ class Watch:
             return await first
 
     async def _watch_bridge(self) -> tuple[str, str]:
-        silent_since_s = time.monotonic()
+        broken_since_s: float | None = None
         while True:
             try:
                 async for report in within(
                     self._settings.bridge_lost_after_s, self._neighbours.bridge_reports(self.session)
                 ):
-                    silent_since_s = time.monotonic()
+                    broken_since_s = None
                     verdict = await self._judge(report)
                     if verdict is not None:
                         return verdict
             except NotFoundError:
                 return Reason.BRIDGE_LOST, "the ingest process does not know the session any more"
             except (UnavailableError, DeadlineExceededError):
-                if time.monotonic() - silent_since_s >= self._settings.bridge_lost_after_s:
+                now_s = time.monotonic()
+                broken_since_s = broken_since_s or now_s
+                if now_s - broken_since_s > self._settings.bridge_lost_after_s:
                     return Reason.BRIDGE_LOST, "the ingest process does not answer"
             await asyncio.sleep(RETRY_S)
 
@@ -173,10 +175,7 @@ class Watch:
                         return Reason.RUNNER_LOST, "the runner let the session go"
             except NotFoundError:
                 return Reason.RUNNER_LOST, "the runner does not know the session any more"
-            except DeadlineExceededError:
-                if not self.flowing:
-                    return Reason.RUNNER_LOST, "the runner does not report any more"
-            except (UnavailableError, ConflictError):
+            except (UnavailableError, DeadlineExceededError, ConflictError):
                 now_s = time.monotonic()
                 broken_since_s = broken_since_s or now_s
                 if now_s - broken_since_s > self._settings.runner_lost_after_s and not self.flowing:
@@ -249,7 +248,8 @@ class Watch:
 async def within(silence_s: float, reports: AsyncIterator[Report]) -> AsyncIterator[Report]:
     """Yield `reports`. Raises DeadlineExceededError when the next one, due every second, does not come.
 
-    A process that hangs keeps its connections: gRPC answers pings from a thread of its own.
+    A process that hangs keeps its connections: gRPC answers pings from a thread of its own. One silence is no
+    evidence, for it was perhaps this process that stood still: the caller asks anew.
     """
     while True:
         try:

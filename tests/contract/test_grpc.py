@@ -1,7 +1,5 @@
 """Calls between services over real gRPC: what one raises the other catches, and nothing else gets through."""
 
-
-
 from __future__ import annotations
 
 import asyncio

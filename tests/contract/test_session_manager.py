@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -513,6 +514,14 @@ async def test_a_bridge_that_is_away_for_a_moment_is_forgiven(
     around.runner.fail("Watch", UnavailableError("away"), times=3)
     around.bridge.sessions[SESSION].see(publisher=bridge_pb2.PUBLISHER_SILENT)
     await one.reaches(pb.PHASE_PAUSED)
+
+
+async def test_a_session_manager_that_stood_still_blames_nobody_for_its_own_silence(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    time.sleep(1.5)
+    await asyncio.sleep(0.5)
+    assert (await one.session()).phase == pb.PHASE_LIVE
 
 
 @pytest.mark.parametrize(
