@@ -330,7 +330,7 @@ async def test_a_wrong_parameter_changes_nothing_and_is_named(runner: Runner) ->
         await runner.attach(bridge, "grey")
         with pytest.raises(InvalidError) as invalid:
             await runner.update(2, {"colour": "red"})
-        assert invalid.value.details["field"] == "colour"
+        assert invalid.value.details["field"] == "params.colour"
         with pytest.raises(InvalidError):
             await runner.update(2, {"level": "red"}, at=START + 5 * FRAME)
         bridge.push(video(10))

@@ -248,9 +248,9 @@ class FakeBridge(Fake, bridge_pb2_grpc.BridgeServicer):
         await self._enter("Report", request)
         one = self._session(request.session)
         while self.sessions.get(request.session) is one:
+            await self._leave("Report")
             version = one.report.version
             yield one.report.value
-            await self._leave("Report")
             try:
                 async with asyncio.timeout(0.2):  # the real one repeats itself every second
                     await one.report.newer_than(version)
@@ -318,10 +318,10 @@ class FakeRunner(Fake, runner_pb2_grpc.RunnerServicer):
     ) -> AsyncIterator[runner_pb2.SlotReport]:
         await self._enter("Watch", request)
         while True:
+            await self._leave("Watch")
             self._find(request.session)
             version = self.report.version
             yield self.report.value
-            await self._leave("Watch")
             if self.report.value.state in self.TERMINAL and version == self.report.version:
                 return
             try:
