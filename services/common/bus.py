@@ -40,6 +40,7 @@ from services.common.topology import BucketSpec, StreamSpec
 log = structlog.get_logger()
 
 RECONNECTS: Final = Counter("sluice_nats_reconnects_total", "Times the connection to NATS was made again.")
+BAD_MESSAGES: Final = Counter("sluice_nats_bad_messages_total", "Messages that could not be read.", ["kind"])
 CONFLICTS: Final = Counter("sluice_kv_conflicts_total", "Compare-and-set that lost a race.", ["bucket"])
 CONNECT_TIMEOUT_S: Final = 30.0
 REQUEST_TIMEOUT_S: Final = 3.0

@@ -9,9 +9,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from google.protobuf.message import DecodeError
+
 from protos.billing.v1 import billing_pb2, billing_pb2_grpc
 from protos.events.v1 import events_pb2
-from services.common.bus import Bus
+from services.common.bus import BAD_MESSAGES, Bus
 from services.common.errors import (
     DeadlineExceededError,
     UnauthenticatedError,
@@ -81,7 +83,11 @@ class Authenticator:
         """Drop keys as they are revoked, for ever: a loop for `background`."""
         while True:
             async for message in self._bus.subscribe(KEYS_REVOKED):
-                revoked = events_pb2.KeyRevoked.FromString(message.data).key_id
+                try:
+                    revoked = events_pb2.KeyRevoked.FromString(message.data).key_id
+                except DecodeError:
+                    BAD_MESSAGES.labels("key_revoked").inc()
+                    continue
                 for digest in [d for d, (caller, _) in self._known.items() if caller.key_id == revoked]:
                     del self._known[digest]
             await asyncio.sleep(1.0)

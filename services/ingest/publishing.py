@@ -156,6 +156,7 @@ class Publishing:
         return Published(identity.session, None)
 
     async def _push_all(self, session: BridgeSession, source: Source, first: list[AccessUnit]) -> None:
+        session.announce(source.streams)
         for unit in first:
             session.push(unit)
         async for units in source:
@@ -176,6 +177,11 @@ class Source:
         self._demuxer = Demuxer()
         self._window_bytes = 0
         self._window_from_s = asyncio.get_running_loop().time()
+
+    @property
+    def streams(self) -> tuple[Codec, ...]:
+        """What the publisher's tables list so far."""
+        return self._demuxer.streams
 
     async def first_picture(self) -> list[AccessUnit]:
         """Read up to the first whole key frame. Raises InvalidError that says what was missing."""

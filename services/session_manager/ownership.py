@@ -76,7 +76,7 @@ class Ownership:
         await self._store.sessions_view.ready.wait()
         while True:
             await asyncio.sleep(1.0)
-            if self._bus.healthy_for_s < LINK_SETTLE_S:
+            if self._bus.healthy_for_s < max(LINK_SETTLE_S, self._settings.replica_ttl_s):
                 continue
             for session in self._store.list_sessions():
                 try:

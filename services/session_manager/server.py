@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final
@@ -42,6 +44,7 @@ from services.session_manager.store import Store, patch_to_proto, session_to_pro
 NAME_MAX: Final = 200
 PARAMS_MAX_BYTES: Final = 128 * 1024
 LIST_MAX: Final = 1000
+RETELL_S: Final = 0.25
 Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -81,7 +84,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
             params=params,
             params_schema=schema,
             created_unix_ms=now_unix_ms(),
-            delivery=Delivery(wanted.delivery or Delivery.LIVE.value),
+            delivery=delivery(wanted.delivery),
             output_rtmp_url=wanted.output_rtmp_url,
             processes_audio=offer.processes_audio,
             author=wanted.author,
@@ -109,7 +112,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         self, request: pb.DeleteStreamRequest, context: Context
     ) -> pb.DeleteStreamResponse:
         try:
-            stream = await self._store.stream(request.id, request.tenant)
+            stream = await self._store.retire_stream(request.id, request.tenant)
         except NotFoundError:
             return pb.DeleteStreamResponse()
         if stream.session:
@@ -146,6 +149,8 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
                     reason="REVISION_MOVED",
                     revision=was.revision,
                 )
+            if not patch:
+                return was
             validate(with_defaults(merged(was.params, patch), was.params_schema), was.params_schema)
             return was.patched(with_reset(patch, was), request.apply_at_pts)
 
@@ -164,15 +169,19 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         if session.phase in {Phase.ALLOCATING, Phase.ENDED}:
             return "at_start"
         message: runner_pb2.Patch = patch_to_proto(Scheduled(stream.revision, patch, apply_at_pts))
-        try:
-            return await self._neighbours.update(session, message)
-        except (NotFoundError, ConflictError):  # it ended under our hands; the record has the revision
-            return "at_start"
-        except (UnavailableError, DeadlineExceededError) as error:
-            raise UnavailableError(
-                f"revision {stream.revision} is stored, but the runner did not take it: {error.message}",
-                reason="RUNNER_NOT_TOLD",
-            ) from error
+        deadline_s = time.monotonic() + self._settings.call_timeout_s
+        while True:  # a revision may be told twice; one that is never told would part record and runner
+            try:
+                return await self._neighbours.update(session, message)
+            except (NotFoundError, ConflictError):  # it ended under our hands; the record has the revision
+                return "at_start"
+            except (UnavailableError, DeadlineExceededError) as error:
+                if time.monotonic() > deadline_s:
+                    raise UnavailableError(
+                        f"revision {stream.revision} is stored, but not at the runner: {error.message}",
+                        reason="RUNNER_NOT_TOLD",
+                    ) from error
+            await asyncio.sleep(RETELL_S)
 
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopResponse:
         session = await self._store.session(request.session, request.tenant)
@@ -213,6 +222,13 @@ def identifier(value: str, field: str) -> str:
     if not ID.match(value):
         raise InvalidError(f"{field} must look like str_ or ses_ and 8 to 40 letters and digits", field=field)
     return value
+
+
+def delivery(value: int) -> Delivery:
+    try:
+        return Delivery(value or Delivery.LIVE.value)
+    except ValueError:
+        raise InvalidError("delivery is live or complete", field="delivery") from None
 
 
 def parameters(text: str, field: str) -> dict[str, object]:

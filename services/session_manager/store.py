@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from protos.inference.v1 import runner_pb2
@@ -39,7 +39,7 @@ class Store:
         entry = await self.streams.get(stream) if ID.match(stream) else None
         found = stream_from_proto(pb.Stream.FromString(entry.value)) if entry else None
         if found is None or found.deleted or (tenant and found.tenant != tenant):
-            raise NotFoundError(f"there is no stream {stream}", reason="STREAM_NOT_FOUND")
+            raise _no_stream(stream)
         return found
 
     async def create_stream(self, stream: Stream) -> Stream:
@@ -50,14 +50,30 @@ class Store:
             return await self.stream(stream.id, stream.tenant)
         return stream
 
+    async def retire_stream(self, stream: str, tenant: str) -> Stream:
+        """Mark it deleted: nobody finds, changes or claims it from here on. Again is harmless."""
+
+        def apply(raw: bytes | None) -> bytes | None:
+            was = stream_from_proto(pb.Stream.FromString(raw)) if raw is not None else None
+            if was is None or was.tenant != tenant:
+                raise _no_stream(stream)
+            return None if was.deleted else stream_to_proto(replace(was, deleted=True)).SerializeToString()
+
+        if not ID.match(stream):
+            raise _no_stream(stream)
+        value, _ = await self.streams.change(stream, apply)
+        return stream_from_proto(pb.Stream.FromString(value))
+
     async def change_stream(self, stream: str, step: Callable[[Stream], Stream], tenant: str = "") -> Stream:
         def apply(raw: bytes | None) -> bytes | None:
             was = stream_from_proto(pb.Stream.FromString(raw)) if raw is not None else None
             if was is None or was.deleted or (tenant and was.tenant != tenant):
-                raise NotFoundError(f"there is no stream {stream}", reason="STREAM_NOT_FOUND")
+                raise _no_stream(stream)
             now = step(was)
             return None if now == was else stream_to_proto(now).SerializeToString()
 
+        if not ID.match(stream):
+            raise _no_stream(stream)
         value, _ = await self.streams.change(stream, apply)
         return stream_from_proto(pb.Stream.FromString(value))
 
@@ -105,6 +121,10 @@ class Store:
             for entry in self.sessions_view.entries.values()
         ]
         return sorted(found, key=lambda session: session.created_unix_ms, reverse=True)
+
+
+def _no_stream(stream: str) -> NotFoundError:
+    return NotFoundError(f"there is no stream {stream}", reason="STREAM_NOT_FOUND")
 
 
 def session_to_proto(session: Session) -> pb.Session:

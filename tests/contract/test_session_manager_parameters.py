@@ -257,11 +257,20 @@ async def test_a_change_that_the_runner_does_not_hear_of_is_said_to_be_stored(
 ) -> None:
     await one.create()
     await started(around, one)
-    around.runner.fail("Update", UnavailableError("away"))
+    around.runner.fail("Update", UnavailableError("away"), times=100)
     with pytest.raises(UnavailableError) as refusal:
         await one.update({"prompt": "sketch"})
     assert refusal.value.reason == "RUNNER_NOT_TOLD"
     assert params(await one.stream())["prompt"] == "sketch"
+
+
+async def test_a_change_that_did_not_reach_the_runner_at_once_is_told_again(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    await started(around, one)
+    around.runner.fail("Update", UnavailableError("away"))
+    assert (await one.update({"prompt": "sketch"})).applies == "live"
 
 
 def in_effect(runner: FakeRunner, pts: int) -> dict[str, Any]:

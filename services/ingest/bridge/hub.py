@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -42,9 +43,10 @@ class Hub:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.close_all("the ingest process ends")
-        async with asyncio.timeout(CLOSE_S):
-            while self._sessions:
-                await self._changed.newer_than(self._changed.version)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                while self._sessions:
+                    await self._changed.newer_than(self._changed.version)
         await self._tasks.__aexit__(*exc_info)
 
     def close_all(self, message: str) -> None:

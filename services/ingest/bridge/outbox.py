@@ -15,10 +15,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final, TypeVar
 
 import structlog
+from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Gauge
 
 from protos.events.v1 import events_pb2
-from services.common.bus import Bus
+from services.common.bus import BAD_MESSAGES, Bus
 from services.common.errors import SluiceError
 from services.common.telemetry import continued
 from services.common.topology import usage, usage_confirmed
@@ -158,9 +159,12 @@ class Outbox:
         """Forget what the ledger has, for ever: a loop for `background`."""
         while True:
             async for message in self._bus.subscribe(usage_confirmed(self._source)):
-                confirmed = [
-                    (identifier,) for identifier in events_pb2.UsageConfirmed.FromString(message.data).ids
-                ]
+                try:
+                    ids = events_pb2.UsageConfirmed.FromString(message.data).ids
+                except DecodeError:
+                    BAD_MESSAGES.labels("usage_confirmed").inc()
+                    continue
+                confirmed = [(identifier,) for identifier in ids]
                 await self._run(lambda confirmed=confirmed: self._forget(confirmed))  # type: ignore[misc]
             await asyncio.sleep(1.0)
 

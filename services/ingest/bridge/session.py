@@ -52,8 +52,10 @@ ARRIVALS: Final = 1024  # pictures under way whose transit can be measured: 34 s
 AUDIO_HELD: Final = 1500  # audio units waiting for their picture, 30 s of 20 ms; the oldest go
 AUDIO_PATIENCE_S: Final = 0.5  # beyond the usual transit, then audio goes on alone
 AUDIO_LEAST_HOLD_S: Final = 0.25
+AUDIO: Final = frozenset({Codec.AAC, Codec.OPUS})
 EVENT_MAX_BYTES: Final = 64 * 1024
 COUNT_MAX: Final = 2**53  # what every reader of JSON can count to
+REORDERED: Final = 20  # pictures that a decoder may hold back (H.264: 16) before the first of them comes out
 FLUSH_S: Final = 10.0  # without a picture for so long after the input ended, what is missing will not come
 
 MEDIA: Final = ChannelLimits()
@@ -240,13 +242,17 @@ class BridgeSession:
         self._fault = fault
         self.changed.set(None)
 
+    def announce(self, streams: tuple[Codec, ...]) -> None:
+        """Say what the publisher's tables list: viewers' are written before the first sound is there."""
+        self._audio = self._audio or next((codec for codec in streams if codec in AUDIO), None)
+
     def push(self, unit: AccessUnit) -> None:
         """Take one unit of the publisher."""
         if self._finished or self.closed.done():
             return
         if unit.codec is Codec.H264:
             self._push_picture(unit)
-        elif unit.codec in {Codec.AAC, Codec.OPUS} and self._audio in {None, unit.codec}:
+        elif unit.codec in AUDIO and self._audio in {None, unit.codec}:
             self._push_audio(unit)
 
     def _push_picture(self, unit: AccessUnit) -> None:
@@ -289,7 +295,7 @@ class BridgeSession:
         ahead = round(self._settings.complete_ahead_s * CLOCK_HZ)
         while self.frames_in and not self.closed.done():
             delivered = self._out_pts or self._first_pts
-            if self._in_pts - delivered <= ahead:
+            if self._in_pts - delivered <= ahead or len(self._arrivals) <= REORDERED:
                 return
             self._holding = True
             try:

@@ -316,6 +316,17 @@ async def test_sound_is_held_until_its_picture_comes_back() -> None:
         )
 
 
+async def test_sound_that_is_announced_may_come_after_the_first_picture_went_out() -> None:
+    async with staged() as stage:
+        stage.open()
+        stage.session.announce((Codec.H264, Codec.AAC))
+        stage.push(pictures(25))
+        await stage.reply(output(10))
+        stage.push(sound(10, start=0))
+        await stage.reply(output(15, after=10))
+        assert len(times(stage.delivered(), Codec.AAC)) == 10
+
+
 async def test_when_the_pictures_stall_the_sound_goes_on() -> None:
     async with staged() as stage:
         stage.open()
@@ -393,6 +404,15 @@ async def test_a_complete_publisher_is_at_most_two_seconds_ahead_of_the_output()
         assert stage.session.publisher() is Publisher.SENDING, "it is we who make it wait"
         await stage.reply(output(2))
         await waiting
+
+
+async def test_a_decoder_that_holds_pictures_back_gets_as_many_as_it_needs() -> None:
+    async with staged(COMPLETE) as stage:
+        stage.open()
+        seconds_apart = [replace(one, pts=one.pts * 25, dts=one.dts * 25) for one in pictures(20)]
+        stage.push(seconds_apart)
+        async with asyncio.timeout(0.01):
+            await stage.session.room()
 
 
 async def test_a_publisher_that_was_held_back_is_neither_silent_nor_gone_when_it_may_go_on() -> None:
