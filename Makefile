@@ -42,6 +42,9 @@ protos-check: $(VENV)/.dev ## fail if the committed stubs are not what the proto
 	python -m grpc_tools.protoc -I. --python_out=$$out --grpc_python_out=$$out --mypy_out=quiet:$$out --mypy_grpc_out=quiet:$$out $(PROTOS)
 	cd $$out && find . -name '*_pb2*' | sort | while read -r stub; do diff -q "$$stub" "$(CURDIR)/$$stub"; done
 
+protos-release: $(VENV)/.dev ## accept what the protos say now as the wire that must stay readable
+	python -m tests.support.wire_release
+
 fmt: $(VENV)/.dev ## format
 	ruff format . && ruff check --fix-only -q .
 
@@ -86,4 +89,4 @@ constraints: $(VENV)/.dev ## pin what is installed now
 clean: ## remove the environment and local state
 	rm -rf $(VENV) .sluice .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup run test check protos protos-check fmt lint types arch unit contract e2e slices cov images docs chart constraints clean
+.PHONY: help setup run test check protos protos-check protos-release fmt lint types arch unit contract e2e slices cov images docs chart constraints clean
