@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import structlog
+from hypothesis import settings
 
 
 def pytest_configure() -> None:
+    # A shared machine stalls for longer than any example takes; what is slow is found by the tests' own bound.
+    settings.register_profile("shared", settings.default, deadline=None)
+    settings.load_profile("shared")
     # pytest-asyncio 1.5 asks for the main thread's loop, and Python 3.11 makes one then, which nobody closes:
     # a ResourceWarning, and so a failed run, as soon as a test that is not async comes first.
     asyncio.set_event_loop(None)
