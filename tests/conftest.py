@@ -9,7 +9,7 @@ from hypothesis import settings
 
 
 def pytest_configure() -> None:
-    # A shared machine stalls for longer than any example takes; what is slow is found by the tests' own bound.
+    # A shared machine stalls for longer than any example takes; each test has a bound of its own.
     settings.register_profile("shared", settings.default, deadline=None)
     settings.load_profile("shared")
     # pytest-asyncio 1.5 asks for the main thread's loop, and Python 3.11 makes one then, which nobody closes:
