@@ -18,10 +18,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.local: $(BIN)/python pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV), once; it takes about a minute.'
 	$(PIP) install -c constraints.txt -e '.[local]'
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV), once; it takes about a minute.'
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $(VENV)/.local $@
 
