@@ -26,7 +26,7 @@ from services.common.errors import (
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer
 from services.common.telemetry import carrier, span
 from services.ingest.bridge.hub import Hub
-from services.ingest.bridge.session import BridgeSession, Closed, Identity, demand_h264
+from services.ingest.bridge.session import BridgeSession, Closed, Identity
 from services.ingest.control_plane import ControlPlane
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import PUBLISH_PREFIX, StreamKeys
@@ -234,6 +234,18 @@ class Source:
                 reason="BITRATE_TOO_HIGH",
                 field="body",
             )
+
+
+def demand_h264(streams: tuple[Codec, ...]) -> None:
+    """Raise InvalidError that says what is wrong with what a publisher announced."""
+    video = [codec for codec in streams if codec in {Codec.H264, Codec.HEVC, Codec.MPEG2}]
+    if streams and Codec.H264 not in video:
+        found = ", ".join(sorted({codec.value for codec in streams}))
+        raise InvalidError(
+            f"the stream carries {found}; send H.264 video (ffmpeg: -c:v libx264 -bf 0 -g 60)",
+            reason="UNSUPPORTED_CODEC",
+            field="body",
+        )
 
 
 def _has_picture(units: list[AccessUnit]) -> bool:

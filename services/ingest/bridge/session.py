@@ -21,16 +21,18 @@ from prometheus_client import Counter, Histogram
 
 from protos.events.v1 import events_pb2
 from protos.ingest.v1 import bridge_pb2
-from services.common.errors import ConflictError, InvalidError, NotFoundError
+from services.common.errors import ConflictError, NotFoundError
 from services.common.latest import Latest
 from services.common.media import h264
 from services.common.media.clock import Timeline
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, Muxer, unwrap
-from services.common.trickle.channel import Channel, ChannelReader, SegmentWriter
+from services.common.trickle.channel import Channel, ChannelReader
 from services.common.trickle.protocol import RANDOM_ACCESS, ChannelLimits
 from services.common.trickle.registry import OpenChannel, Registry
+from services.ingest.bridge.cutter import SegmentCutter
 from services.ingest.bridge.meter import Meter, Window
 from services.ingest.bridge.outbox import Outbox
+from services.ingest.bridge.rates import Rates
 from services.ingest.settings import IngestSettings
 
 log = structlog.get_logger()
@@ -43,9 +45,6 @@ TRANSIT: Final = Histogram(
 FRAMES: Final = Counter("sluice_bridge_frames_total", "Pictures at the bridge.", ["direction"])
 DROPPED: Final = Counter("sluice_bridge_dropped_total", "Units that the bridge dropped.", ["reason"])
 
-CUT_TICKS: Final = CLOCK_HZ  # a segment lasts at least so long, and then to the next key frame
-FORCED_CUT_TICKS: Final = 4 * CLOCK_HZ  # or so long, key frame or not
-SEGMENT_BYTES: Final = 4 * 2**20  # cut below the channel's own limit
 TICK_S: Final = 0.1
 REPORT_S: Final = 1.0
 ARRIVALS: Final = 1024  # pictures under way whose transit can be measured: 34 s at 30 fps
@@ -94,46 +93,6 @@ class Closed:
 
     reason: str
     message: str
-
-
-class SegmentCutter:
-    """Muxes units into a channel and begins a new segment where the rule says."""
-
-    def __init__(self, channel: Channel, muxer: Muxer) -> None:
-        self._channel = channel
-        self.muxer = muxer
-        self._writer: SegmentWriter | None = None
-        self._cut_at = 0
-        self._bytes = 0
-
-    def write(self, unit: AccessUnit) -> None:
-        """Write one unit. Video decides on cuts; audio before the first picture is dropped."""
-        video = unit.codec is Codec.H264
-        if self._writer is None or self._writer.ended or (video and self._due(unit)):
-            if not video:
-                return
-            self._begin(unit)
-        assert self._writer is not None
-        data = self.muxer.write(unit)
-        self._bytes += len(data)
-        self._writer.write(data)
-
-    def _due(self, unit: AccessUnit) -> bool:
-        age = unit.dts - self._cut_at
-        return (unit.keyframe and age >= CUT_TICKS) or age >= FORCED_CUT_TICKS or self._bytes >= SEGMENT_BYTES
-
-    def _begin(self, unit: AccessUnit) -> None:
-        if self._writer is not None:
-            self._writer.end()
-        self._writer = self._channel.begin_segment(random_access=unit.keyframe)
-        self._cut_at = unit.dts
-        tables = self.muxer.begin_segment()
-        self._bytes = len(tables)
-        self._writer.write(tables)
-
-    def end(self) -> None:
-        if self._writer is not None:
-            self._writer.end()
 
 
 class BridgeSession:
@@ -597,31 +556,6 @@ class BridgeSession:
             self.changed.set(None)
 
 
-class Rates:
-    """Pictures a second, over the last two seconds."""
-
-    WINDOW_S: Final = 2.0
-
-    def __init__(self) -> None:
-        self._in: deque[float] = deque(maxlen=512)
-        self._out: deque[float] = deque(maxlen=512)
-
-    def count_in(self, now_s: float) -> None:
-        self._in.append(now_s)
-
-    def count_out(self, now_s: float) -> None:
-        self._out.append(now_s)
-
-    def now(self, now_s: float) -> tuple[float, float]:
-        return self._rate(self._in, now_s), self._rate(self._out, now_s)
-
-    def _rate(self, times: deque[float], now_s: float) -> float:
-        recent = [moment for moment in times if now_s - moment <= self.WINDOW_S]
-        if len(recent) < 2:
-            return 0.0
-        return (len(recent) - 1) / max(recent[-1] - recent[0], 1e-3)
-
-
 def _count(value: object) -> int:
     """A count that a runner sent. Raises ValueError."""
     if not isinstance(value, int) or not 0 <= value <= COUNT_MAX:
@@ -634,15 +568,3 @@ def _finite(value: object) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"no measure: {value!r}")
     return float(value)
-
-
-def demand_h264(streams: tuple[Codec, ...]) -> None:
-    """Raise InvalidError that says what is wrong with what a publisher announced."""
-    video = [codec for codec in streams if codec in {Codec.H264, Codec.HEVC, Codec.MPEG2}]
-    if streams and Codec.H264 not in video:
-        found = ", ".join(sorted({codec.value for codec in streams}))
-        raise InvalidError(
-            f"the stream carries {found}; send H.264 video (ffmpeg: -c:v libx264 -bf 0 -g 60)",
-            reason="UNSUPPORTED_CODEC",
-            field="body",
-        )

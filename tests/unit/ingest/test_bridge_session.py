@@ -22,14 +22,14 @@ from services.common.trickle.channel import SegmentWriter
 from services.common.trickle.registry import Registry
 from services.ingest.bridge import session as module
 from services.ingest.bridge.outbox import Outbox
+from services.ingest.bridge.rates import Rates
 from services.ingest.bridge.session import (
     BridgeSession,
     Closed,
     Identity,
     Publisher,
-    Rates,
-    demand_h264,
 )
+from services.ingest.publishing import demand_h264
 from services.ingest.settings import IngestSettings
 from tests.support.media import AAC_FRAME, FRAME, moved, pictures, shown, sound, units_of
 
