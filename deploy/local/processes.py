@@ -51,9 +51,6 @@ class Supervisor:
         sys.stdout.write(f"{label} {text}\n")
         sys.stdout.flush()
 
-    def pids(self) -> dict[str, int]:
-        return {name: child.pid for name, child in self._children.items()}
-
     async def keep(self, program: Program, group: asyncio.TaskGroup) -> None:
         """Start `program` and keep it running until the block ends."""
         self._order.append(program.name)

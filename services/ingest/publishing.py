@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import string
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import structlog
@@ -33,6 +33,7 @@ from services.ingest.stream_keys import PUBLISH_PREFIX, StreamKeys
 
 log = structlog.get_logger()
 PUBLISHERS: Final = Counter("sluice_publishers_total", "Publishers by how they went.", ["outcome"])
+DAMAGE: Final = Counter("sluice_input_damage_total", "What publishers sent damaged, by kind.", ["kind"])
 ALPHABET: Final = string.ascii_lowercase + string.digits
 PREFACE_BYTES: Final = 8 * 2**20  # the most that is read before there must have been a picture
 RATE_WINDOW_S: Final = 5.0
@@ -151,6 +152,7 @@ class Publishing:
         finally:
             feeding.cancel()
             await asyncio.wait({feeding})
+            source.count_damage()
         PUBLISHERS.labels("finished").inc()
         session.finish()
         return Published(identity.session, None)
@@ -182,6 +184,11 @@ class Source:
     def streams(self) -> tuple[Codec, ...]:
         """What the publisher's tables list so far."""
         return self._demuxer.streams
+
+    def count_damage(self) -> None:
+        """Add what the demuxer had to throw away to the process's counters: once, when the source is over."""
+        for kind, count in asdict(self._demuxer.lost).items():
+            DAMAGE.labels(kind).inc(count)
 
     async def first_picture(self) -> list[AccessUnit]:
         """Read up to the first whole key frame. Raises InvalidError that says what was missing."""

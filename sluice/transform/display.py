@@ -15,7 +15,6 @@ class Display:
     """A progress bar over the clip's media time."""
 
     def __init__(self, console: Console, *, title: str, duration_s: float | None) -> None:
-        self._console = console
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

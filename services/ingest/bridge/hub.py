@@ -6,7 +6,6 @@ import asyncio
 from contextlib import suppress
 from typing import Final
 
-import structlog
 from prometheus_client import Gauge
 
 from services.common.errors import ExhaustedError, NotFoundError
@@ -15,13 +14,11 @@ from services.common.lifecycle import Bulkhead
 from services.common.telemetry import report_bug
 from services.common.trickle.registry import Registry
 from services.ingest.bridge.outbox import Outbox
-from services.ingest.bridge.session import BridgeSession, Closed, Identity
+from services.ingest.bridge.session import BridgeSession, Identity
 from services.ingest.settings import IngestSettings
 
-log = structlog.get_logger()
 SESSIONS: Final = Gauge("sluice_bridge_sessions", "Sessions whose media passes here.")
 CLOSE_S: Final = 10.0  # the last windows of all sessions go to the disk
-REMEMBERED: Final = 1000  # ends of sessions, for publishers and viewers that ask a moment later
 
 
 class Hub:
@@ -33,7 +30,6 @@ class Hub:
         self._settings = settings
         self._sessions: dict[str, BridgeSession] = {}
         self._by_stream: dict[str, BridgeSession] = {}
-        self._ends: dict[str, Closed] = {}
         self._changed: Latest[None] = Latest(None)
         self._tasks = Bulkhead(self._failed)
 
@@ -84,14 +80,8 @@ class Hub:
         finally:
             del self._sessions[identity.session]
             del self._by_stream[identity.stream]
-            self._remember(identity.session, session.closed.result())
             SESSIONS.dec()
             self._changed.set(None)
-
-    def _remember(self, session: str, end: Closed) -> None:
-        self._ends[session] = end
-        if len(self._ends) > REMEMBERED:
-            del self._ends[next(iter(self._ends))]
 
     def _failed(self, key: str, error: Exception) -> None:
         report_bug("bridge", error, session=key)

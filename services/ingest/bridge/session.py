@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-import structlog
 from prometheus_client import Counter, Histogram
 
 from protos.events.v1 import events_pb2
@@ -34,8 +33,6 @@ from services.ingest.bridge.meter import Meter, Window
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.rates import Rates
 from services.ingest.settings import IngestSettings
-
-log = structlog.get_logger()
 
 TRANSIT: Final = Histogram(
     "sluice_bridge_transit_seconds",
@@ -134,7 +131,6 @@ class BridgeSession:
         # out
         self.epoch = 0
         self.runner = ""
-        self._processes_audio = False
         self._play = SegmentCutter(self._open("play", PLAY_COMPLETE if identity.complete else PLAY), Muxer())
         self._play_audio: Codec | None = None
         self._out_pts = 0
@@ -285,7 +281,6 @@ class BridgeSession:
                     "the session has an output already", reason="EPOCH_OPEN", epoch=self.epoch
                 )
             self.epoch = request.epoch
-            self._processes_audio = request.processes_audio
             self._open("out", MEDIA_COMPLETE if self.identity.complete else MEDIA)
             self._open("control", MESSAGES, "application/json")
             self._open("events", MESSAGES, "application/json")

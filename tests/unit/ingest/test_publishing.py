@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -28,7 +29,7 @@ from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.session import Closed, Publisher
 from services.ingest.control_plane import ControlPlane
-from services.ingest.publishing import PublisherVanishedError, Publishing, Source, end_error, new_id
+from services.ingest.publishing import DAMAGE, PublisherVanishedError, Publishing, Source, end_error, new_id
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
 from tests.support.media import HEVC_TYPE, announced, pictures, sound, ts
@@ -407,3 +408,21 @@ def test_ids_are_fresh_and_have_the_shape_that_others_check() -> None:
     ids = {new_id("ses") for _ in range(1000)}
     assert len(ids) == 1000
     assert all(one.startswith("ses_") and len(one) == 27 and one[4:].isalnum() for one in ids)
+
+
+async def test_what_a_publisher_sent_damaged_is_counted() -> None:
+    clip = (Path(__file__).parents[2] / "data" / "key_frame.ts").read_bytes()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield clip
+        yield b"noise" * 100
+        yield clip
+
+    skipped = DAMAGE.labels("bytes_skipped")
+    before = skipped._value.get()
+    source = Source(body(), first_within_s=1, fastest_mbps=None)
+    await source.first_picture()
+    async for _ in source:
+        pass
+    source.count_damage()
+    assert skipped._value.get() - before >= 500
