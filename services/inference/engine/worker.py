@@ -20,6 +20,7 @@ class Worker:
     def __init__(self, pipeline: type[Pipeline]) -> None:
         self._pipeline = pipeline
         self._instance: Pipeline | None = None
+        # Never longer than the runner's slots: a session without one is refused before it gets here.
         self._assigned: queue.SimpleQueue[tuple[Stream, Callable[[], None]]] = queue.SimpleQueue()
         self.settled = threading.Event()  # loaded, or failed to
         self.problem: BaseException | None = None
