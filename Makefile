@@ -74,6 +74,10 @@ slices: $(VENV)/.dev ## each service imports with only its own extra, each in a 
 cov: $(VENV)/.dev ## coverage of unit and contract tests
 	coverage run -m pytest -q tests/unit tests/contract && coverage report --skip-covered
 
+bench: $(VENV)/.dev ## one benchmark: make bench NAME=relay (or mpegts, latency, memory)
+	@test -f 'tests/bench/$(NAME).py' || { echo "NAME is one of: $$(ls tests/bench | sed -n 's/\.py$$//p' | grep -v -e __init__ -e figures | tr '\n' ' ')"; exit 2; }
+	python -m tests.bench.$(NAME)
+
 images: ## container images; needs a Docker engine
 	for extra in ingest router session-manager billing inference; do
 	  docker build -f deploy/docker/Dockerfile --build-arg EXTRA=$$extra -t sluice/$$extra:0.1.0 .
@@ -91,4 +95,4 @@ constraints: $(VENV)/.dev ## pin what is installed now
 clean: ## remove the environment and local state
 	rm -rf $(VENV) .sluice .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup run test check protos protos-check protos-release fmt lint types arch unit contract e2e slices cov images docs chart constraints clean
+.PHONY: help setup run test check protos protos-check protos-release fmt lint types arch unit contract e2e slices cov bench images docs chart constraints clean
