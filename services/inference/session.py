@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Final
 
 import structlog
@@ -20,6 +23,7 @@ from prometheus_client import Counter, Histogram
 from services.common.errors import NotFoundError, SluiceError
 from services.common.latest import Latest
 from services.common.lifecycle import background
+from services.common.machine_clock import clock_name
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer, unwrap
 from services.common.trickle.connection import trickle_session
 from services.common.trickle.protocol import NEXT, RANDOM_ACCESS
@@ -48,6 +52,8 @@ GARBAGE_AFTER_S: Final = 5.0  # bytes without a single access unit in them
 EVENTS_WITHIN_S: Final = 1.0  # after the end, for the last words
 RETRY_S: Final = 0.5
 CONTROL_BYTES: Final = 64 * 1024
+UNDER_WAY: Final = 1024  # pictures whose times are kept until they are encoded; of more, the oldest are not
+CLOCK: Final = clock_name()
 
 
 class State(enum.Enum):
@@ -121,6 +127,7 @@ class Session:
         self._dts: int | None = None  # of the last unit, unwrapped
         self._garbage_since_s: float | None = None
         self._dropped: dict[str, int] = {}  # what the counters have seen
+        self._received_s: OrderedDict[int, float] = OrderedDict()  # by PTS, of pictures not yet encoded
         self._now = asyncio.get_running_loop().time
         self._failed: asyncio.Future[SessionFailedError] = asyncio.get_running_loop().create_future()
 
@@ -255,8 +262,7 @@ class Session:
         )
         for stage in ("decoded", "inferred", "encoded"):
             FRAMES.labels(stage).inc(getattr(now, stage) - getattr(was, stage))
-        for seconds in stats["infer_s"]:
-            INFER_SECONDS.labels(self.assignment.pipeline).observe(seconds)
+        pictures = self._pictures(stats["stamps"])
         for stage, total in (
             ("input", self._input.dropped),
             ("inference", stats["dropped"]),
@@ -271,7 +277,25 @@ class Session:
             inferred=now.inferred,
             dropped=now.dropped,
             infer_ms=now.infer_ms,
+            clock=CLOCK,
+            pictures=pictures,
         )
+
+    def _pictures(self, stamps: list[tuple[int, float, float, float, float]]) -> list[list[int]]:
+        """When pictures passed each stage here, for the bridge, which knows when they left and came back.
+
+        Each is its PTS, when it was received, and how long it took to be decoded, to be taken up, to be
+        inferred and to be encoded: microseconds on this machine's monotonic clock.
+        """
+        pictures = []
+        for pts, *moments_s in stamps:
+            INFER_SECONDS.labels(self.assignment.pipeline).observe(moments_s[2] - moments_s[1])
+            received_s = self._received_s.pop(pts, None)
+            if received_s is not None:
+                moments_us = [round(1e6 * moment_s) for moment_s in (received_s, *moments_s)]
+                steps_us = [after - before for before, after in pairwise(moments_us)]
+                pictures.append([pts, moments_us[0], *steps_us])
+        return pictures
 
     async def _read(self, http: ClientSession) -> None:
         """Take the input in until its channel is closed."""
@@ -313,6 +337,9 @@ class Session:
                 continue  # sound stays with the bridge
             self._dts = dts = unit.dts if self._dts is None else unwrap(self._dts, unit.dts)
             packet = Media(self.assignment.slot, unwrap(dts, unit.pts), dts, unit.keyframe, unit.data)
+            self._received_s[packet.pts] = time.monotonic()
+            if len(self._received_s) > UNDER_WAY:
+                self._received_s.popitem(last=False)
             if self.assignment.live:
                 self._input.put_newest(packet)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import string
+import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -160,11 +161,11 @@ class Publishing:
     async def _push_all(self, session: BridgeSession, source: Source, first: list[AccessUnit]) -> None:
         session.announce(source.streams)
         for unit in first:
-            session.push(unit)
+            session.push(unit, source.arrived_s)
         async for units in source:
             for unit in units:  # there may be many seconds in one chunk
                 await session.room()
-                session.push(unit)
+                session.push(unit, source.arrived_s)
 
 
 class Source:
@@ -179,6 +180,7 @@ class Source:
         self._demuxer = Demuxer()
         self._window_bytes = 0
         self._window_from_s = asyncio.get_running_loop().time()
+        self.arrived_s = time.monotonic()  # when the newest bytes were read
 
     @property
     def streams(self) -> tuple[Codec, ...]:
@@ -222,6 +224,7 @@ class Source:
 
     async def __aiter__(self) -> AsyncIterator[list[AccessUnit]]:
         async for chunk in self._body:
+            self.arrived_s = time.monotonic()
             self._limit_rate(len(chunk))
             units = self._demuxer.feed(chunk)
             if units:

@@ -65,6 +65,12 @@ class IngestSettings(ServiceSettings):
     call_timeout_s: float = Field(
         20.0, gt=0, le=120, description="Bound of a call to another service; above a start's wait for a slot."
     )
+    traces_url: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Where traces are looked up: base URL of Jaeger's query API v3, http://jaeger:16686. "
+        "Empty: nowhere.",
+    )
     key_ttl_s: float = Field(
         3600.0, gt=0, description="How long a verified key stays good while billing is away."
     )

@@ -32,7 +32,16 @@ KEYFRAME_EVERY: Final = 2 * CLOCK_HZ  # a viewer that joins, or a cut to this ru
 UNDECODABLE_AFTER_S: Final = 5.0
 NO_KEYFRAME_AFTER_S: Final = 15.0  # encoders' default is a key frame every 250 frames: 10.4 s at 24 fps
 SMOOTHING: Final = 0.1
+STAMPS: Final = 500  # pictures between two reports, a second apart; of more the oldest go unmeasured
 ORDER: Final = (Apply.LIVE, Apply.WARM, Apply.RELOAD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A decoded picture, and when it was (`time.monotonic`, which all processes of a machine share)."""
+
+    frame: DecodedFrame
+    decoded_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,7 @@ class _Result:
     rgb: NDArray[np.uint8]
     pts: int
     applied: tuple[tuple[int, Apply], ...]
+    times_s: tuple[float, float, float]  # decoded, taken up by the pipeline, inferred
 
 
 class Stream:
@@ -56,14 +66,14 @@ class Stream:
         self._fold = fold
         self._fold_lock = threading.Lock()
         self._packets: Waiting[Media] = Waiting(1 << 16)  # the supervisor's window bounds it
-        self._pictures: Mailbox[DecodedFrame] = Newest() if live else Waiting(QUEUE)
+        self._pictures: Mailbox[_Picture] = Newest() if live else Waiting(QUEUE)
         self._results: Waiting[_Result] = Waiting(1 if live else QUEUE)
         self._keyframe_asked = threading.Event()
         self._ended = threading.Lock()  # taken by what ends the stream first
         self._decoder = VideoDecoder()
         self.inferred = 0
         self._decoded = self._encoded = 0
-        self._infer_s: deque[float] = deque(maxlen=1000)
+        self._stamps: deque[tuple[int, float, float, float, float]] = deque(maxlen=STAMPS)
         self._infer_ms = 0.0
         self._threads = [
             threading.Thread(target=self._contained, args=(work,), name=f"{name}-{slot}", daemon=True)
@@ -100,8 +110,8 @@ class Stream:
             thread.join()
 
     def report(self) -> None:
-        """Send the counts so far, and how long each picture since the last report took."""
-        infer_s = [self._infer_s.popleft() for _ in range(len(self._infer_s))]
+        """Send the counts so far, and when each picture since the last report passed each stage."""
+        stamps = [self._stamps.popleft() for _ in range(len(self._stamps))]
         self._say(
             "stats",
             decoded=self._decoded,
@@ -111,7 +121,7 @@ class Stream:
             undecodable=self._decoder.errors,
             queued=len(self._packets) + len(self._pictures) + len(self._results),
             infer_ms=round(self._infer_ms, 3),
-            infer_s=[round(seconds, 5) for seconds in infer_s],
+            stamps=[(pts, *(round(moment_s, 6) for moment_s in moments)) for pts, *moments in stamps],
         )
 
     def fail(self, reason: str, message: str) -> None:
@@ -128,22 +138,25 @@ class Stream:
         revision, params = self._fold.revision, {**complete, **self._fold.params}
         applied = [(revision, Apply.LIVE)]
         while (picture := self._pictures.get()) is not None:
-            started_s = time.perf_counter()
+            started_s = time.monotonic()
+            pts = picture.frame.pts
             with self._fold_lock:
-                self._fold, fresh = self._fold.applied_at(picture.pts)
-                effective, _ = self._fold.effective(picture.pts)
+                self._fold, fresh = self._fold.applied_at(pts)
+                effective, _ = self._fold.effective(pts)
             if fresh:
                 was, params = params, {**complete, **effective}
                 applies = self._applies(was, params)
                 if applies is Apply.RELOAD:
                     instance = renew()
                 applied += [(revision, applies) for revision in fresh]
-            made = instance.process(VideoFrame(picture.rgb(), picture.pts), params)
+            made = instance.process(VideoFrame(picture.frame.rgb(), pts), params)
             if not isinstance(made, VideoFrame):
                 raise TypeError(f"process returned {type(made).__name__}, not a VideoFrame")
             height, width = (side - side % 2 for side in made.rgb.shape[:2])  # as H.264 4:2:0 wants them
-            self._measure(time.perf_counter() - started_s)
-            self._results.put(_Result(made.rgb[:height, :width], picture.pts, tuple(applied)))
+            inferred_s = time.monotonic()
+            self._measure(inferred_s - started_s)
+            times_s = picture.decoded_s, started_s, inferred_s
+            self._results.put(_Result(made.rgb[:height, :width], pts, tuple(applied), times_s))
             applied = []
         self._results.finish()
 
@@ -156,7 +169,6 @@ class Stream:
 
     def _measure(self, seconds: float) -> None:
         self.inferred += 1
-        self._infer_s.append(seconds)
         weight = SMOOTHING if self.inferred > 1 else 1.0
         self._infer_ms += weight * (1000 * seconds - self._infer_ms)
 
@@ -186,7 +198,7 @@ class Stream:
     def _put(self, frames: list[DecodedFrame]) -> None:
         for frame in frames:
             self._decoded += 1
-            self._pictures.put(frame)
+            self._pictures.put(_Picture(frame, time.monotonic()))
 
     def _encode(self) -> None:
         encoder: VideoEncoder | None = None
@@ -202,6 +214,7 @@ class Stream:
                 keyframe_pts = result.pts
             for unit in encoder.encode(result.rgb, result.pts, keyframe=keyframe):
                 self._encoded += 1
+                self._stamps.append((unit.pts, *result.times_s, time.monotonic()))
                 self._send(Media(self.slot, unit.pts, unit.dts, unit.keyframe, unit.data))
             for revision, applies in result.applied:
                 self._say("applied", revision=revision, pts=result.pts, applies=applies)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import json
-import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,8 +18,9 @@ from prometheus_client import Counter, Histogram
 
 from protos.events.v1 import events_pb2
 from protos.ingest.v1 import bridge_pb2
-from services.common.errors import ConflictError, NotFoundError
+from services.common.errors import ConflictError, InvalidError, NotFoundError
 from services.common.latest import Latest
+from services.common.machine_clock import clock_name
 from services.common.media import h264
 from services.common.media.clock import Timeline
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, Muxer, unwrap
@@ -29,15 +28,26 @@ from services.common.trickle.channel import Channel, ChannelReader
 from services.common.trickle.protocol import RANDOM_ACCESS, ChannelLimits
 from services.common.trickle.registry import OpenChannel, Registry
 from services.ingest.bridge.cutter import SegmentCutter
+from services.ingest.bridge.events import Applied, Status, parse
 from services.ingest.bridge.meter import Meter, Window
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.rates import Rates
+from services.ingest.bridge.stages import STAGES, PictureTimes, Stage, Stages
 from services.ingest.settings import IngestSettings
 
-TRANSIT: Final = Histogram(
-    "sluice_bridge_transit_seconds",
-    "From an access unit at the bridge to the same picture of the runner.",
-    buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10),
+SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+FRAME_AGE: Final = Histogram(
+    "sluice_frame_age_seconds",
+    "From the publisher's last byte of a picture to the runner's picture of the same time, at the bridge.",
+    buckets=SECONDS,
+)
+STAGE_SECONDS: Final = Histogram(
+    "sluice_stage_seconds", "What each stage of a picture's way takes.", ["stage"], buckets=SECONDS
+)
+FIRST_FRAME: Final = Histogram(
+    "sluice_session_first_frame_seconds",
+    "From the publisher's first picture to the runner's first picture.",
+    buckets=(0.1, 0.2, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60),
 )
 FRAMES: Final = Counter("sluice_bridge_frames_total", "Pictures at the bridge.", ["direction"])
 DROPPED: Final = Counter("sluice_bridge_dropped_total", "Units that the bridge dropped.", ["reason"])
@@ -50,7 +60,6 @@ AUDIO_PATIENCE_S: Final = 0.5  # beyond the usual transit, then audio goes on al
 AUDIO_LEAST_HOLD_S: Final = 0.25
 AUDIO: Final = frozenset({Codec.AAC, Codec.OPUS})
 EVENT_MAX_BYTES: Final = 64 * 1024
-COUNT_MAX: Final = 2**53  # what every reader of JSON can count to
 REORDERED: Final = 20  # pictures that a decoder may hold back (H.264: 16) before the first of them comes out
 FLUSH_S: Final = 10.0  # without a picture for so long after the input ended, what is missing will not come
 
@@ -133,13 +142,15 @@ class BridgeSession:
         self.runner = ""
         self._play = SegmentCutter(self._open("play", PLAY_COMPLETE if identity.complete else PLAY), Muxer())
         self._play_audio: Codec | None = None
-        self._out_pts = 0
+        self.out_pts = 0
         self._out_at_s: float | None = None
         self._out_ended = False
         self.frames_out = 0
         self.frames_dropped = 0
         self._runner_dropped = 0
-        self._arrivals: OrderedDict[int, float] = OrderedDict()
+        self._arrivals: OrderedDict[int, tuple[float, float]] = OrderedDict()  # by PTS: arrived, sent on
+        self.stages = Stages(clock_name())
+        self._exemplar = {"trace_id": identity.traceparent.split("-")[1]} if identity.traceparent else {}
         self._transit_s = 0.0
         self._held: deque[tuple[AccessUnit, float]] = deque(maxlen=AUDIO_HELD)
         # money
@@ -201,16 +212,16 @@ class BridgeSession:
         """Say what the publisher's tables list: viewers' are written before the first sound is there."""
         self._audio = self._audio or next((codec for codec in streams if codec in AUDIO), None)
 
-    def push(self, unit: AccessUnit) -> None:
-        """Take one unit of the publisher."""
+    def push(self, unit: AccessUnit, arrived_s: float) -> None:
+        """Take one unit of the publisher, whose last byte was read at `arrived_s`."""
         if self._finished or self.closed.done():
             return
         if unit.codec is Codec.H264:
-            self._push_picture(unit)
+            self._push_picture(unit, arrived_s)
         elif unit.codec in AUDIO and self._audio in {None, unit.codec}:
             self._push_audio(unit)
 
-    def _push_picture(self, unit: AccessUnit) -> None:
+    def _push_picture(self, unit: AccessUnit, arrived_s: float) -> None:
         if unit.keyframe:
             self._parameter_sets = h264.parameter_sets(unit.data) or self._parameter_sets
             unit = replace(unit, data=h264.ensure_parameter_sets(unit.data, self._parameter_sets))
@@ -229,10 +240,10 @@ class BridgeSession:
         self.frames_in += 1
         FRAMES.labels("in").inc()
         self._rates.count_in(now_s)
-        self._arrivals[stamped.pts] = now_s
+        self._in.write(stamped)
+        self._arrivals[stamped.pts] = arrived_s, self._now_s()
         if len(self._arrivals) > ARRIVALS:
             self._arrivals.popitem(last=False)
-        self._in.write(stamped)
 
     def _push_audio(self, unit: AccessUnit) -> None:
         stamped = self._timeline.stamp(unit, self._wall_s())
@@ -249,7 +260,7 @@ class BridgeSession:
             return
         ahead = round(self._settings.complete_ahead_s * CLOCK_HZ)
         while self.frames_in and not self.closed.done():
-            delivered = self._out_pts or self._first_pts
+            delivered = self.out_pts or self._first_pts
             if self._in_pts - delivered <= ahead or len(self._arrivals) <= REORDERED:
                 return
             self._holding = True
@@ -346,7 +357,7 @@ class BridgeSession:
             DROPPED.labels("unexpected_codec").inc()
             return
         pts = unwrap(self._in_pts, unit.pts)
-        if self.credit_exhausted or pts <= self._out_pts or (not self.frames_out and not unit.keyframe):
+        if self.credit_exhausted or pts <= self.out_pts or (not self.frames_out and not unit.keyframe):
             self.frames_dropped += 1
             DROPPED.labels("not_newer").inc()
             return
@@ -356,27 +367,30 @@ class BridgeSession:
             self._play.muxer, self._play_audio = Muxer(audio=self._audio), self._audio
             while self._held and self._held[0][0].pts < pts:
                 self._held.popleft()  # whoever watches begins here
-        self._out_pts = pts
+        self.out_pts = pts
         self._out_at_s = now_s
         self.frames_out += 1
         FRAMES.labels("out").inc()
         self._rates.count_out(now_s)
         self._meter.delivered(self.session_ms)
-        self._measure_transit(pts, now_s)
         self._play.write(replace(unit, pts=pts, dts=unwrap(pts, unit.dts)))
+        self._measure_transit(pts, now_s)
         self._release_audio()
+        if first:
+            FIRST_FRAME.observe(now_s - self._opened_s, self._exemplar)
         if first or self.identity.complete:
             self.changed.set(None)
 
     def _measure_transit(self, pts: int, now_s: float) -> None:
         while self._arrivals:
-            known, arrived_s = next(iter(self._arrivals.items()))
+            known, (arrived_s, sent_s) = next(iter(self._arrivals.items()))
             if known > pts:
                 return
             self._arrivals.popitem(last=False)
             if known == pts:
-                transit_s = now_s - arrived_s
-                TRANSIT.observe(transit_s)
+                self.stages.returned(pts, PictureTimes(arrived_s, sent_s, now_s, self._now_s()))
+                FRAME_AGE.observe(now_s - arrived_s, self._exemplar)
+                transit_s = now_s - sent_s
                 self._transit_s += (transit_s - self._transit_s) / (8 if self._transit_s else 1)
                 return
 
@@ -388,7 +402,7 @@ class BridgeSession:
         now_s = self._now_s()
         while self._held:
             unit, arrived_s = self._held[0]
-            if not everything and unit.pts > self._out_pts and now_s - arrived_s < patience_s:
+            if not everything and unit.pts > self.out_pts and now_s - arrived_s < patience_s:
                 return
             self._held.popleft()
             if unit.codec is self._play_audio:
@@ -406,17 +420,31 @@ class BridgeSession:
 
     def _take_event(self, line: bytes | bytearray) -> None:
         try:
-            event = json.loads(line)
-            if event["type"] == "applied":
-                revision, pts = _count(event["revision"]), _count(event["pts"])
-                self.applied_revision = max(self.applied_revision, revision)
-                self.applied_pts = max(self.applied_pts, pts)
-                self.changed.set(None)
-            elif event["type"] == "status":
-                dropped, infer_ms = _count(event["dropped"]), _finite(event["infer_ms"])
-                self._runner_dropped, self.infer_ms = dropped, infer_ms
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            event = parse(line)
+        except InvalidError:
             DROPPED.labels("bad_event").inc()
+            return
+        if isinstance(event, Applied):
+            self.applied_revision = max(self.applied_revision, event.revision)
+            self.applied_pts = max(self.applied_pts, event.pts)
+            self.changed.set(None)
+        elif isinstance(event, Status):
+            self._runner_dropped, self.infer_ms = event.dropped, event.infer_ms
+            self._count_stages(self.stages.complete(event.clock, event.pictures))
+
+    def _count_stages(self, pictures: Sequence[Mapping[Stage, float]]) -> None:
+        """Into the histograms; the slowest of each stage is the one to look at, so it carries the trace."""
+        for stage in STAGES:
+            histogram = STAGE_SECONDS.labels(stage.value)
+            times_s = sorted(picture[stage] for picture in pictures)
+            for time_s in times_s[:-1]:
+                histogram.observe(time_s)
+            for time_s in times_s[-1:]:
+                histogram.observe(time_s, self._exemplar)
+
+    def seen(self, through_pts: int) -> None:
+        """A viewer's connection took everything up to the picture at `through_pts`."""
+        self.stages.seen(through_pts, self._now_s())
 
     # --- time
 
@@ -549,17 +577,3 @@ class BridgeSession:
         if not self.closed.done():
             self.closed.set_result(Closed(reason, message))
             self.changed.set(None)
-
-
-def _count(value: object) -> int:
-    """A count that a runner sent. Raises ValueError."""
-    if not isinstance(value, int) or not 0 <= value <= COUNT_MAX:
-        raise ValueError(f"no count: {value!r}")
-    return value
-
-
-def _finite(value: object) -> float:
-    """A measure that a runner sent. Raises ValueError."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"no measure: {value!r}")
-    return float(value)

@@ -137,8 +137,10 @@ class MediaResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for segment in self._reader:
             async for data in segment:
+                through_pts = self._session.out_pts
                 async with asyncio.timeout(self._stall_s):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
+                self._session.seen(through_pts)
         async with asyncio.timeout(self._stall_s):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -11,10 +11,13 @@ from itertools import pairwise
 from typing import Any, cast
 
 import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 
 from protos.events.v1 import events_pb2
 from protos.ingest.v1 import bridge_pb2
 from services.common.errors import ConflictError, InvalidError, NotFoundError
+from services.common.machine_clock import clock_name
 from services.common.media import h264
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Muxer
@@ -29,6 +32,7 @@ from services.ingest.bridge.session import (
     Identity,
     Publisher,
 )
+from services.ingest.bridge.stages import STAGES
 from services.ingest.publishing import demand_h264
 from services.ingest.settings import IngestSettings
 from tests.support.media import AAC_FRAME, FRAME, moved, pictures, shown, sound, units_of
@@ -72,13 +76,16 @@ class Stage:
         self._writer: SegmentWriter | None = None
         self._muxer = Muxer()
 
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
     def open(self, epoch: int = 1, **facts: Any) -> dict[str, Any]:
         paid = {"paid_until_ms": 3_600_000, "overdraft_ms": 60_000, "runner": "r0", **facts}
         return self.session.open(bridge_pb2.OpenRequest(session="ses_a", epoch=epoch, **paid))
 
     def push(self, units: Iterable[AccessUnit]) -> None:
         for unit in units:
-            self.session.push(unit)
+            self.session.push(unit, self.now())
 
     async def reply(self, units: Iterable[AccessUnit]) -> None:
         """The runner writes `units`, each at once."""
@@ -104,7 +111,7 @@ class Stage:
         """The publisher sends and the runner answers at 25 fps; returns the pictures that it were."""
         count = round(seconds / FRAME_S)
         for unit in pictures(count, start=start):
-            self.session.push(unit)
+            self.session.push(unit, self.now())
             await self.reply([moved(unit, self.session._in_pts)])
             await asyncio.sleep(FRAME_S)
         return count
@@ -217,7 +224,7 @@ async def test_without_a_key_frame_a_segment_is_cut_after_four_seconds() -> None
 async def test_the_pace_of_a_complete_publisher_is_no_gap_in_its_media() -> None:
     async with staged(COMPLETE) as stage:
         for unit in pictures(3):
-            stage.session.push(unit)
+            stage.session.push(unit, stage.now())
             await asyncio.sleep(20)
         assert times(units_of(stage.sent_on())) == [ORIGIN_TICKS + n * FRAME for n in range(3)]
 
@@ -225,9 +232,9 @@ async def test_the_pace_of_a_complete_publisher_is_no_gap_in_its_media() -> None
 async def test_a_live_publisher_whose_clock_stood_still_goes_on_by_wall_time() -> None:
     async with staged() as stage:
         first, second = pictures(2)
-        stage.session.push(first)
+        stage.session.push(first, stage.now())
         await asyncio.sleep(20)
-        stage.session.push(second)
+        stage.session.push(second, stage.now())
         assert stage.session._in_pts == ORIGIN_TICKS + 20 * CLOCK_HZ
 
 
@@ -298,7 +305,7 @@ async def with_sound(stage: Stage, seconds: int = 1) -> None:
         [*pictures(25 * seconds), *sound(seconds * CLOCK_HZ // AAC_FRAME, start=0)],
         key=lambda unit: (unit.pts, unit.codec is not Codec.H264),
     ):
-        stage.session.push(unit)
+        stage.session.push(unit, stage.now())
 
 
 async def test_sound_is_held_until_its_picture_comes_back() -> None:
@@ -628,6 +635,32 @@ async def test_what_the_runner_applied_is_reported_and_never_taken_back() -> Non
         assert stage.session.infer_ms == 12.5
 
 
+async def test_each_stage_of_a_pictures_way_is_measured_and_the_slowest_points_at_the_trace() -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    traced = replace(IDENTITY, traceparent=f"00-{trace}-b7ad6b7169203331-01")
+    async with staged(traced) as stage:
+        stage.open()
+        (unit,) = pictures(1)
+        stage.session.push(unit, stage.now() - 0.004)
+        sent_us = round(1e6 * stage.now())
+        await asyncio.sleep(0.050)
+        await stage.reply([moved(unit, stage.session._in_pts)])
+        picture = [stage.session._in_pts, sent_us + 5_000, 1_000, 2_000, 30_000, 4_000]
+        told = {"clock": clock_name(), "pictures": [picture]}
+        await stage.event({"type": "status", "dropped": 0, "infer_ms": 30.0, **told})
+        reported = stage.session.stages.report()
+        assert reported is not None
+        by_stage, total = reported
+        assert [round(1000 * by_stage[one].p50_s, 1) for one in STAGES] == [4, 5, 1, 2, 30, 4, 8, 0]
+        assert round(1000 * total.p50_s, 1) == 54
+        encode, _ = choose_encoder("application/openmetrics-text")
+        exemplar = f'# {{trace_id="{trace}"}} 0.03'
+        assert any(
+            line.startswith('sluice_stage_seconds_bucket{le="0.033",stage="infer"}') and exemplar in line
+            for line in encode(REGISTRY).decode().splitlines()
+        )
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -684,7 +717,7 @@ async def test_a_report_says_what_the_bridge_sees() -> None:
         )
         stage.open(paid_until_ms=30_000)
         for unit in pictures(50):
-            stage.session.push(unit)
+            stage.session.push(unit, stage.now())
             await asyncio.sleep(FRAME_S / 2)
             await stage.reply([moved(unit, stage.session._in_pts)])
             await asyncio.sleep(FRAME_S / 2)

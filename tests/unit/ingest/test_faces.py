@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, cast
@@ -510,7 +511,7 @@ async def test_the_status_shows_what_the_bridge_of_this_pod_sees(house: House) -
     house.record(made["id"], P.PHASE_LIVE, micro_per_second=1000)
     live = house.live(made["id"])
     for unit in pictures(3):
-        live.push(unit)
+        live.push(unit, time.monotonic())
     shown = (await house.call("GET", f"/v1/streams/{made['id']}/status"))["data"]["sluice"]
     assert (shown["session"], shown["phase"], shown["runner"]) == ("ses_mine", "live", "r0")
     assert (shown["publisher"], shown["frames_in"], shown["frames_out"]) == ("sending", 3, 0)
@@ -659,7 +660,7 @@ async def test_what_is_played_is_what_the_runner_returned(house: House) -> None:
     made = await house.stream()
     live = house.live(made["id"])
     for unit in pictures(5):
-        live.push(unit)
+        live.push(unit, time.monotonic())
     watching = asyncio.ensure_future(house.client.get(made["play_url"]))
     data = ts(pictures(5, start=ORIGIN_TICKS))
     with live._channels["out"].channel.begin_segment() as writer:

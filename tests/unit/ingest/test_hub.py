@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import cast
 
@@ -89,7 +90,7 @@ async def test_a_bug_in_one_session_ends_it_and_no_other(hub: Hub, disk: Disk) -
     assert broken.closed.result().reason == "internal_error"
     assert (disk.windows[-1].final, disk.windows[-1].end_reason) == (True, "internal_error")
     for unit in pictures(2):
-        healthy.push(unit)
+        healthy.push(unit, time.monotonic())
     assert hub.of_stream("str_2") is healthy
     assert not healthy.closed.done()
 
