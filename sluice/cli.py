@@ -16,8 +16,8 @@ from rich.console import Console, RenderableType
 from typer.core import TyperCommand
 
 from services.common.errors import InvalidError
-from sluice import tables
-from sluice.client import ApiError, Json, SluiceClient, UnreachableError
+from sluice import latency, tables, trace
+from sluice.client import ApiError, Json, Session, SluiceClient, UnreachableError
 from sluice.money import money
 from sluice.settings import DEFAULT_URL, Access, access
 from sluice.transform import arguments
@@ -235,6 +235,51 @@ def usage(as_json: AsJson = False, url: Url = None, key: Key = None) -> None:
     with _Ending(as_json=as_json):
         answer, currency = _asked(ask, access(url, key, Path.cwd()))
         _print(answer, tables.usage(answer, currency), as_json=as_json)
+
+
+@app.command("latency")
+def show_latency(
+    session: Annotated[
+        str,
+        typer.Argument(help="The session's id, ses_...; your newest if none is given.", show_default=False),
+    ] = "",
+    as_json: AsJson = False,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Show where the time of a session's pictures goes, stage by stage, while it runs or after."""
+
+    async def ask(client: SluiceClient) -> Json:
+        return await client.latency(session or await client.newest_session())
+
+    with _Ending(as_json=as_json):
+        answer = _asked(ask, access(url, key, Path.cwd()))
+        _print(answer, latency.shown(answer), as_json=as_json)
+
+
+@app.command("trace")
+def show_trace(
+    session: Annotated[
+        str,
+        typer.Argument(help="The session's id, ses_...; your newest if none is given.", show_default=False),
+    ] = "",
+    as_json: AsJson = False,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Show what every service did for a session and when, while it runs or after."""
+
+    async def ask(client: SluiceClient) -> tuple[Json, Session]:
+        name = session or await client.newest_session()
+        return await client.trace(name), await client.session(name)
+
+    with _Ending(as_json=as_json):
+        answer, record = _asked(ask, access(url, key, Path.cwd()))
+        if as_json:
+            typer.echo(json.dumps(answer, indent=2))
+        else:
+            text = trace.shown(answer, record.id, ended=record.end_reason is not None)
+            Console(highlight=False).print(text, soft_wrap=True)
 
 
 @app.command()

@@ -137,6 +137,22 @@ class SluiceClient:
         query = {"ended": "true"} if ended else {}
         return await self._call("GET", "/v1/sessions", query=query, expect=("data",))
 
+    async def newest_session(self) -> str:
+        """The id of the tenant's newest session, live or ended."""
+        found = (await self.sessions(ended=True))["data"]
+        if not found:
+            raise ApiError(404, "CLIENT/NO_SESSION", "you have no session yet: publish a stream first")
+        return str(found[0]["session"])
+
+    async def latency(self, session: str) -> Json:
+        """Where the time of a session's newest pictures goes."""
+        path = f"/v1/sessions/{session}/latency"
+        return await self._call("GET", path, expect=("session", "pipeline", "live", "pictures", "stages"))
+
+    async def trace(self, session: str) -> Json:
+        """The spans of a session that have ended so far."""
+        return await self._call("GET", f"/v1/sessions/{session}/trace", expect=("trace", "spans"))
+
     async def runners(self) -> Json:
         return await self._call("GET", "/v1/runners", expect=("data",))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -32,6 +32,7 @@ from services.common.lifecycle import Bulkhead
 from services.common.telemetry import carrier, report_bug, span
 from services.common.topology import session_event
 from services.session_manager.machine import (
+    Latency,
     Phase,
     Reason,
     Scheduled,
@@ -46,6 +47,7 @@ from services.session_manager.store import Store, patch_to_proto
 from services.session_manager.watch import RETRY_S, Watch, alive
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 STARTS: Final = Counter("sluice_session_starts_total", "Session starts by result.", ["result"])
 ENDS: Final = Counter("sluice_session_end_total", "Ended sessions by reason.", ["reason"])
@@ -327,27 +329,34 @@ class Lives:
             return await self._free_all(session)
 
     async def _free_all(self, session: Session) -> bool:
-        steps: list[Awaitable[None]] = [
+        steps: list[Awaitable[object]] = [
             tolerant(self._neighbours.close_bridge(session)),
             self._free_slot(session),
             self._neighbours.settle(session),
             self._release_stream(session),
         ]
         results = await asyncio.gather(*steps, return_exceptions=True)
-        for result in results:
-            if isinstance(result, NotFoundError):
-                continue  # nothing to free there
-            if isinstance(result, SluiceError):
-                log.warning("not freed yet", session=session.id, reason=result.reason, why=result.message)
-                return False
-            if isinstance(result, BaseException):
-                raise result
+        freed = all(self._freed(session, result) for result in results)
+        # The bridge knows it once: it is kept though another step has to be tried again.
+        latency = results[0] if isinstance(results[0], Latency) and results[0].pictures else None
+        if not freed and latency is None:
+            return False
         try:
             await self._store.change_session(
-                session.id, lambda was: was if was.settled else was.with_(settled=True)
+                session.id,
+                lambda was: was if was.settled else was.with_(settled=freed, latency=latency or was.latency),
             )
         except UnavailableError:
             return False
+        return freed
+
+    def _freed(self, session: Session, result: object) -> bool:
+        """Whether one step of freeing worked, or there was nothing to free."""
+        if isinstance(result, SluiceError) and not isinstance(result, NotFoundError):
+            log.warning("not freed yet", session=session.id, reason=result.reason, why=result.message)
+            return False
+        if isinstance(result, BaseException) and not isinstance(result, SluiceError):
+            raise result
         return True
 
     async def _free_slot(self, session: Session) -> None:
@@ -402,15 +411,16 @@ class Lives:
             log.warning("cannot end the session now", session=session, reason=error.reason)
 
 
-async def tolerant(step: Awaitable[None]) -> None:
+async def tolerant(step: Awaitable[T]) -> T | None:
     """Await `step`; one that cannot be reached has nothing to free that its own death did not free.
 
     A dead ingest pod has closed its channels, and a dead runner its slot; the router's key is freed after.
     """
     try:
-        await step
+        return await step
     except (UnavailableError, DeadlineExceededError, NotFoundError, ConflictError) as error:
         log.info("not reached while freeing", reason=error.reason)
+        return None
 
 
 def start_failure(error: SluiceError) -> str:

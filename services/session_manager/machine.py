@@ -67,6 +67,23 @@ class Reason(enum.StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
+@dataclass(frozen=True, slots=True)
+class StageLatency:
+    """What one stage of the media path took, in microseconds."""
+
+    stage: str
+    p50_us: int
+    p95_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Where the time of a session's last pictures went, as its bridge had it at the end."""
+
+    pictures: int = 0
+    stages: tuple[StageLatency, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """One run of a stream. `revision` counts changes of this record, for the logs."""
@@ -95,6 +112,7 @@ class Session:
     traceparent: str = ""
     delivery: Delivery = Delivery.LIVE
     max_duration_ms: int = 0
+    latency: Latency = Latency()
 
     def to(self, phase: Phase) -> Session:
         """Return the session moved to `phase`, or raise `ConflictError`."""

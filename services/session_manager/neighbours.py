@@ -10,9 +10,9 @@ from protos.inference.v1 import runner_pb2, runner_pb2_grpc
 from protos.ingest.v1 import bridge_pb2, bridge_pb2_grpc
 from protos.router.v1 import router_pb2, router_pb2_grpc
 from services.common.grpc_client import Channels, call, stream
-from services.session_manager.machine import Session, Stream
+from services.session_manager.machine import Latency, Session, Stream
 from services.session_manager.settings import SessionManagerSettings
-from services.session_manager.store import dumps, patch_to_proto
+from services.session_manager.store import dumps, latency_from_proto, patch_to_proto
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +95,16 @@ class Neighbours:
         )
         return answer.channels
 
-    async def close_bridge(self, session: Session) -> None:
+    async def close_bridge(self, session: Session) -> Latency:
+        """Close it; what the bridge knew of its latency."""
         bridge = bridge_pb2_grpc.BridgeStub(self.channels.to(session.bridge))
         request = bridge_pb2.CloseRequest(
             session=session.id, reason=session.end_reason, message=session.end_message
         )
-        await call(bridge.Close, request, bridge_pb2.CloseResponse, timeout_s=self.settings.call_timeout_s)
+        answer = await call(
+            bridge.Close, request, bridge_pb2.CloseResponse, timeout_s=self.settings.call_timeout_s
+        )
+        return latency_from_proto(answer.latency)
 
     def bridge_reports(self, session: Session) -> AsyncIterator[bridge_pb2.BridgeReport]:
         bridge = bridge_pb2_grpc.BridgeStub(self.channels.to(session.bridge))

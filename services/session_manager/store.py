@@ -8,16 +8,19 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from protos.inference.v1 import runner_pb2
+from protos.ingest.v1 import bridge_pb2
 from protos.sessions.v1 import sessions_pb2 as pb
 from services.common.bus import Bucket, View
 from services.common.errors import ConflictError, NotFoundError
 from services.session_manager.machine import (
     ID,
     Delivery,
+    Latency,
     Phase,
     Scheduled,
     Session,
     SessionId,
+    StageLatency,
     Stream,
     StreamId,
 )
@@ -136,7 +139,13 @@ def session_from_proto(message: pb.Session) -> Session:
     values: dict[str, Any] = {name: getattr(message, name) for name in SESSION_FIELDS}
     values["phase"] = Phase(message.phase)
     values["delivery"] = Delivery(message.delivery)
+    values["latency"] = latency_from_proto(message.latency)
     return Session(**values)
+
+
+def latency_from_proto(message: bridge_pb2.Latency) -> Latency:
+    stages = (StageLatency(item.stage, item.p50_us, item.p95_us) for item in message.stages)
+    return Latency(message.pictures, tuple(stages))
 
 
 def patch_to_proto(item: Scheduled) -> runner_pb2.Patch:

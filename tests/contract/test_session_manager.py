@@ -581,6 +581,18 @@ async def test_a_step_of_freeing_that_fails_is_tried_again_until_it_works(
     assert around.held() == []
 
 
+async def test_where_the_time_went_outlives_the_bridge_though_settling_has_to_be_tried_again(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    infer = bridge_pb2.StageLatency(stage="infer", p50_us=7_000, p95_us=12_000)
+    around.bridge.latency = bridge_pb2.Latency(pictures=900, stages=[infer])
+    around.billing.fail("Settle", DeadlineExceededError("slow"), times=2)
+    await one.stop()
+    ended = await one.ended()
+    assert ended.settled
+    assert ended.latency == around.bridge.latency
+
+
 async def test_a_slot_is_released_after_its_runner_let_go(
     around: Neighbourhood, one: Replica, live: pb.Session
 ) -> None:

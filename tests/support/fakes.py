@@ -209,6 +209,7 @@ class FakeBridge(Fake, bridge_pb2_grpc.BridgeServicer):
         super().__init__()
         self.sessions: dict[str, OpenSession] = {}
         self.gone: dict[str, OpenSession] = {}
+        self.latency = bridge_pb2.Latency()  # of every session, as it is closed
 
     def expect(self, session: str) -> OpenSession:
         self.sessions[session] = OpenSession()
@@ -240,6 +241,7 @@ class FakeBridge(Fake, bridge_pb2_grpc.BridgeServicer):
         if request.session in self.sessions:
             self.sessions[request.session].closed = request
             self.forget(request.session)
+            return bridge_pb2.CloseResponse(latency=self.latency)
         return bridge_pb2.CloseResponse()
 
     async def Report(

@@ -192,6 +192,11 @@ def _app(at: Platform) -> FastAPI:
         found = at.streams.get(session.replace("ses_", "str_"))
         return at.session_object(found) if found else refused((404, "SLUICE/NOT_FOUND", "no such session"))
 
+    @app.get("/v1/sessions/{session}/latency")
+    async def latency(session: str) -> dict[str, Any]:
+        stages = [{"stage": stage, "p50_ms": 7.0, "p95_ms": 12.5} for stage in ("infer", "total")]
+        return {"session": session, "pipeline": "effects", "live": True, "pictures": 900, "stages": stages}
+
     @app.delete("/v1/sessions/{session}")
     async def stop(session: str) -> dict[str, Any]:
         return {"success": True, "data": {}}

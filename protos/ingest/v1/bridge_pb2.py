@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/ingest/v1/bridge.proto\x12\x10sluice.ingest.v1\"\x83\x01\n\x0bOpenRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rpaid_until_ms\x18\x03 \x01(\x03\x12\x14\n\x0coverdraft_ms\x18\x04 \x01(\x03\x12\x0e\n\x06runner\x18\x05 \x01(\t\x12\x17\n\x0fprocesses_audio\x18\x06 \x01(\x08\"R\n\x08\x43hannels\x12\n\n\x02in\x18\x01 \x01(\t\x12\x0b\n\x03out\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x03 \x01(\t\x12\x0e\n\x06\x65vents\x18\x04 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\t\"<\n\x0cOpenResponse\x12,\n\x08\x63hannels\x18\x01 \x01(\x0b\x32\x1a.sluice.ingest.v1.Channels\"0\n\x0ePromoteRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"\x11\n\x0fPromoteResponse\"O\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x0f\n\rCloseResponse\" \n\rReportRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x9c\x03\n\x0c\x42ridgeReport\x12.\n\tpublisher\x18\x01 \x01(\x0e\x32\x1b.sluice.ingest.v1.Publisher\x12\x12\n\nsession_ms\x18\x02 \x01(\x03\x12\x14\n\x0c\x64\x65livered_ms\x18\x03 \x01(\x03\x12\x11\n\tpaused_ms\x18\x04 \x01(\x03\x12\x11\n\tframes_in\x18\x05 \x01(\x03\x12\x12\n\nframes_out\x18\x06 \x01(\x03\x12\x16\n\x0e\x66rames_dropped\x18\x07 \x01(\x03\x12\x0e\n\x06\x66ps_in\x18\x08 \x01(\x01\x12\x0f\n\x07\x66ps_out\x18\t \x01(\x01\x12\x15\n\routput_age_ms\x18\n \x01(\x03\x12\x18\n\x10\x61pplied_revision\x18\x0b \x01(\x03\x12\x13\n\x0b\x61pplied_pts\x18\x0c \x01(\x03\x12\x15\n\rpaid_until_ms\x18\r \x01(\x03\x12\x12\n\nlatency_ms\x18\x0e \x01(\x01\x12\x14\n\x0cinput_age_ms\x18\x0f \x01(\x03\x12\x0f\n\x07\x64rained\x18\x10 \x01(\x08\x12\x18\n\x10\x63redit_exhausted\x18\x11 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x12 \x01(\t*\x96\x01\n\tPublisher\x12\x19\n\x15PUBLISHER_UNSPECIFIED\x10\x00\x12\x15\n\x11PUBLISHER_WAITING\x10\x01\x12\x15\n\x11PUBLISHER_SENDING\x10\x02\x12\x14\n\x10PUBLISHER_SILENT\x10\x03\x12\x16\n\x12PUBLISHER_FINISHED\x10\x04\x12\x12\n\x0ePUBLISHER_GONE\x10\x05\x32\xb6\x02\n\x06\x42ridge\x12\x45\n\x04Open\x12\x1d.sluice.ingest.v1.OpenRequest\x1a\x1e.sluice.ingest.v1.OpenResponse\x12N\n\x07Promote\x12 .sluice.ingest.v1.PromoteRequest\x1a!.sluice.ingest.v1.PromoteResponse\x12H\n\x05\x43lose\x12\x1e.sluice.ingest.v1.CloseRequest\x1a\x1f.sluice.ingest.v1.CloseResponse\x12K\n\x06Report\x12\x1f.sluice.ingest.v1.ReportRequest\x1a\x1e.sluice.ingest.v1.BridgeReport0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/ingest/v1/bridge.proto\x12\x10sluice.ingest.v1\"\x83\x01\n\x0bOpenRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rpaid_until_ms\x18\x03 \x01(\x03\x12\x14\n\x0coverdraft_ms\x18\x04 \x01(\x03\x12\x0e\n\x06runner\x18\x05 \x01(\t\x12\x17\n\x0fprocesses_audio\x18\x06 \x01(\x08\"R\n\x08\x43hannels\x12\n\n\x02in\x18\x01 \x01(\t\x12\x0b\n\x03out\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x03 \x01(\t\x12\x0e\n\x06\x65vents\x18\x04 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\t\"<\n\x0cOpenResponse\x12,\n\x08\x63hannels\x18\x01 \x01(\x0b\x32\x1a.sluice.ingest.v1.Channels\"0\n\x0ePromoteRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"\x11\n\x0fPromoteResponse\"O\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\";\n\rCloseResponse\x12*\n\x07latency\x18\x01 \x01(\x0b\x32\x19.sluice.ingest.v1.Latency\"K\n\x07Latency\x12\x10\n\x08pictures\x18\x01 \x01(\x03\x12.\n\x06stages\x18\x02 \x03(\x0b\x32\x1e.sluice.ingest.v1.StageLatency\"=\n\x0cStageLatency\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06p50_us\x18\x02 \x01(\x03\x12\x0e\n\x06p95_us\x18\x03 \x01(\x03\" \n\rReportRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x9c\x03\n\x0c\x42ridgeReport\x12.\n\tpublisher\x18\x01 \x01(\x0e\x32\x1b.sluice.ingest.v1.Publisher\x12\x12\n\nsession_ms\x18\x02 \x01(\x03\x12\x14\n\x0c\x64\x65livered_ms\x18\x03 \x01(\x03\x12\x11\n\tpaused_ms\x18\x04 \x01(\x03\x12\x11\n\tframes_in\x18\x05 \x01(\x03\x12\x12\n\nframes_out\x18\x06 \x01(\x03\x12\x16\n\x0e\x66rames_dropped\x18\x07 \x01(\x03\x12\x0e\n\x06\x66ps_in\x18\x08 \x01(\x01\x12\x0f\n\x07\x66ps_out\x18\t \x01(\x01\x12\x15\n\routput_age_ms\x18\n \x01(\x03\x12\x18\n\x10\x61pplied_revision\x18\x0b \x01(\x03\x12\x13\n\x0b\x61pplied_pts\x18\x0c \x01(\x03\x12\x15\n\rpaid_until_ms\x18\r \x01(\x03\x12\x12\n\nlatency_ms\x18\x0e \x01(\x01\x12\x14\n\x0cinput_age_ms\x18\x0f \x01(\x03\x12\x0f\n\x07\x64rained\x18\x10 \x01(\x08\x12\x18\n\x10\x63redit_exhausted\x18\x11 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x12 \x01(\t*\x96\x01\n\tPublisher\x12\x19\n\x15PUBLISHER_UNSPECIFIED\x10\x00\x12\x15\n\x11PUBLISHER_WAITING\x10\x01\x12\x15\n\x11PUBLISHER_SENDING\x10\x02\x12\x14\n\x10PUBLISHER_SILENT\x10\x03\x12\x16\n\x12PUBLISHER_FINISHED\x10\x04\x12\x12\n\x0ePUBLISHER_GONE\x10\x05\x32\xb6\x02\n\x06\x42ridge\x12\x45\n\x04Open\x12\x1d.sluice.ingest.v1.OpenRequest\x1a\x1e.sluice.ingest.v1.OpenResponse\x12N\n\x07Promote\x12 .sluice.ingest.v1.PromoteRequest\x1a!.sluice.ingest.v1.PromoteResponse\x12H\n\x05\x43lose\x12\x1e.sluice.ingest.v1.CloseRequest\x1a\x1f.sluice.ingest.v1.CloseResponse\x12K\n\x06Report\x12\x1f.sluice.ingest.v1.ReportRequest\x1a\x1e.sluice.ingest.v1.BridgeReport0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.ingest.v1.bridge_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PUBLISHER']._serialized_start=948
-  _globals['_PUBLISHER']._serialized_end=1098
+  _globals['_PUBLISHER']._serialized_start=1132
+  _globals['_PUBLISHER']._serialized_end=1282
   _globals['_OPENREQUEST']._serialized_start=52
   _globals['_OPENREQUEST']._serialized_end=183
   _globals['_CHANNELS']._serialized_start=185
@@ -46,11 +46,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLOSEREQUEST']._serialized_start=400
   _globals['_CLOSEREQUEST']._serialized_end=479
   _globals['_CLOSERESPONSE']._serialized_start=481
-  _globals['_CLOSERESPONSE']._serialized_end=496
-  _globals['_REPORTREQUEST']._serialized_start=498
-  _globals['_REPORTREQUEST']._serialized_end=530
-  _globals['_BRIDGEREPORT']._serialized_start=533
-  _globals['_BRIDGEREPORT']._serialized_end=945
-  _globals['_BRIDGE']._serialized_start=1101
-  _globals['_BRIDGE']._serialized_end=1411
+  _globals['_CLOSERESPONSE']._serialized_end=540
+  _globals['_LATENCY']._serialized_start=542
+  _globals['_LATENCY']._serialized_end=617
+  _globals['_STAGELATENCY']._serialized_start=619
+  _globals['_STAGELATENCY']._serialized_end=680
+  _globals['_REPORTREQUEST']._serialized_start=682
+  _globals['_REPORTREQUEST']._serialized_end=714
+  _globals['_BRIDGEREPORT']._serialized_start=717
+  _globals['_BRIDGEREPORT']._serialized_end=1129
+  _globals['_BRIDGE']._serialized_start=1285
+  _globals['_BRIDGE']._serialized_end=1595
 # @@protoc_insertion_point(module_scope)

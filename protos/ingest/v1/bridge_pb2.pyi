@@ -3,8 +3,10 @@
 isort:skip_file
 The bridge: where a session's media passes, in the ingest process that holds the publisher."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -206,16 +208,76 @@ Global___CloseRequest: _TypeAlias = CloseRequest  # noqa: Y015
 class CloseResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    LATENCY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def latency(self) -> Global___Latency:
+        """of the whole session's last pictures, when the whole session was closed"""
+
     def __init__(
         self,
+        *,
+        latency: Global___Latency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseResponse: _TypeAlias = CloseResponse  # noqa: Y015
+
+@_typing.final
+class Latency(_message.Message):
+    """Where the time of the newest pictures went. Of a session that had none from end to end: no pictures, no stages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PICTURES_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    pictures: _builtins.int
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageLatency]:
+        """in the order in which a picture passes them; "total" is last"""
+
+    def __init__(
+        self,
+        *,
+        pictures: _builtins.int = ...,
+        stages: _abc.Iterable[Global___StageLatency] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pictures", b"pictures", "stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Latency: _TypeAlias = Latency  # noqa: Y015
+
+@_typing.final
+class StageLatency(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    P50_US_FIELD_NUMBER: _builtins.int
+    P95_US_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    """ingest, trickle_in, decode, queue, infer, encode, trickle_out, play, total"""
+    p50_us: _builtins.int
+    p95_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        p50_us: _builtins.int = ...,
+        p95_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["p50_us", b"p50_us", "p95_us", b"p95_us", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageLatency: _TypeAlias = StageLatency  # noqa: Y015
 
 @_typing.final
 class ReportRequest(_message.Message):

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos.inference.v1 import runner_pb2 as _runner_pb2
+from protos.ingest.v1 import bridge_pb2 as _bridge_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -148,6 +149,7 @@ class Session(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
     MAX_DURATION_MS_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     stream: _builtins.str
     tenant: _builtins.str
@@ -179,6 +181,10 @@ class Session(_message.Message):
     delivery: _runner_pb2.Delivery.ValueType
     max_duration_ms: _builtins.int
     """0: none"""
+    @_builtins.property
+    def latency(self) -> _bridge_pb2.Latency:
+        """as the bridge had it at the end"""
+
     def __init__(
         self,
         *,
@@ -206,10 +212,11 @@ class Session(_message.Message):
         traceparent: _builtins.str = ...,
         delivery: _runner_pb2.Delivery.ValueType = ...,
         max_duration_ms: _builtins.int = ...,
+        latency: _bridge_pb2.Latency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "created_unix_ms", b"created_unix_ms", "degraded_by", b"degraded_by", "delivery", b"delivery", "end_message", b"end_message", "end_reason", b"end_reason", "ended_unix_ms", b"ended_unix_ms", "epoch", b"epoch", "id", b"id", "max_duration_ms", b"max_duration_ms", "micro_per_second", b"micro_per_second", "owner", b"owner", "paid_until_ms", b"paid_until_ms", "phase", b"phase", "pipeline", b"pipeline", "revision", b"revision", "runner", b"runner", "runner_address", b"runner_address", "settled", b"settled", "slot", b"slot", "slot_epoch", b"slot_epoch", "stream", b"stream", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "created_unix_ms", b"created_unix_ms", "degraded_by", b"degraded_by", "delivery", b"delivery", "end_message", b"end_message", "end_reason", b"end_reason", "ended_unix_ms", b"ended_unix_ms", "epoch", b"epoch", "id", b"id", "latency", b"latency", "max_duration_ms", b"max_duration_ms", "micro_per_second", b"micro_per_second", "owner", b"owner", "paid_until_ms", b"paid_until_ms", "phase", b"phase", "pipeline", b"pipeline", "revision", b"revision", "runner", b"runner", "runner_address", b"runner_address", "settled", b"settled", "slot", b"slot", "slot_epoch", b"slot_epoch", "stream", b"stream", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

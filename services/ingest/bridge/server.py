@@ -46,10 +46,11 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
         if request.epoch:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "closing one epoch comes with migration")
         try:
-            self._hub.session(request.session).close(request.reason or "stopped", request.message)
+            session = self._hub.session(request.session)
         except NotFoundError:
             return bridge_pb2.CloseResponse()
-        return bridge_pb2.CloseResponse()
+        session.close(request.reason or "stopped", request.message)
+        return bridge_pb2.CloseResponse(latency=session.latency())
 
     async def Report(
         self, request: bridge_pb2.ReportRequest, context: Context

@@ -572,6 +572,22 @@ class BridgeSession:
             fault=self._fault,
         )
 
+    def latency(self) -> bridge_pb2.Latency:
+        """Where the time of the newest pictures went, stage by stage and in total."""
+        found = self.stages.report()
+        if found is None:
+            return bridge_pb2.Latency()
+        by_stage, total = found
+        return bridge_pb2.Latency(
+            pictures=total.pictures,
+            stages=[
+                bridge_pb2.StageLatency(
+                    stage=name, p50_us=round(times.p50_s * 1e6), p95_us=round(times.p95_s * 1e6)
+                )
+                for name, times in [*by_stage.items(), ("total", total)]
+            ],
+        )
+
     def close(self, reason: str, message: str) -> None:
         """End it here: publisher and viewers are let go. Again is harmless."""
         if not self.closed.done():

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from protos.router.v1 import router_pb2
+from services.common.errors import NotFoundError
 from services.ingest.faces.context import CallerOf, CoreOf
 from services.ingest.faces.streams import iso, session_object
 
@@ -28,6 +29,32 @@ async def sessions(
 async def session(session_id: str, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
     record = await core.plane.session(session_id, caller.tenant)
     return session_object(record, core.hub.of_stream(record.stream))
+
+
+@router.get("/sessions/{session_id}/latency")
+async def latency(session_id: str, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
+    """Where the time of its newest pictures goes, stage by stage; of an ended session, of its last ones."""
+    record = await core.plane.session(session_id, caller.tenant)
+    live = core.hub.of_stream(record.stream)
+    here = live is not None and live.identity.session == record.id
+    found = live.latency() if live is not None and here else record.latency
+    if not found.pictures:
+        raise NotFoundError(
+            "no picture of this session is known from end to end (while it runs, only the ingest process that"
+            " has its publisher knows)",
+            reason="NO_LATENCY",
+            session=record.id,
+        )
+    return {
+        "session": record.id,
+        "pipeline": record.pipeline,
+        "live": here,
+        "pictures": found.pictures,
+        "stages": [
+            {"stage": item.stage, "p50_ms": item.p50_us / 1000, "p95_ms": item.p95_us / 1000}
+            for item in found.stages
+        ],
+    }
 
 
 @router.delete("/sessions/{session_id}")

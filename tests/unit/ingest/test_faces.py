@@ -20,6 +20,7 @@ from protos.router.v1 import router_pb2
 from protos.sessions.v1 import sessions_pb2
 from services.common import errors
 from services.common.errors import NotFoundError, SluiceError, UnauthenticatedError
+from services.common.machine_clock import clock_name
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.trickle.registry import Registry
 from services.ingest.app import public_app
@@ -27,6 +28,7 @@ from services.ingest.auth import Authenticator, Caller
 from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.session import BridgeSession, Identity
+from services.ingest.bridge.stages import PictureTimes, Stage
 from services.ingest.control_plane import ControlPlane
 from services.ingest.faces import streams
 from services.ingest.faces import ts as face
@@ -654,6 +656,39 @@ async def test_no_more_viewers_are_let_in_than_the_settings_say(house: House) ->
     answer = await house.client.get(made["play_url"])
     assert answer.status_code == 429
     assert answer.headers["Retry-After"] == "5"
+
+
+async def test_the_latency_of_an_ended_session_is_that_of_its_record(house: House) -> None:
+    made = await house.stream()
+    infer = bridge_pb2.StageLatency(stage="infer", p50_us=7_000, p95_us=12_500)
+    known = bridge_pb2.Latency(pictures=900, stages=[infer])
+    house.record(made["id"], P.PHASE_ENDED, latency=known)
+    assert await house.call("GET", "/v1/sessions/ses_mine/latency") == {
+        "session": "ses_mine",
+        "pipeline": "effects",
+        "live": False,
+        "pictures": 900,
+        "stages": [{"stage": "infer", "p50_ms": 7.0, "p95_ms": 12.5}],
+    }
+    await house.call("GET", "/v1/sessions/ses_mine/latency", 404, headers={"Authorization": "Bearer theirs"})
+
+
+async def test_the_latency_of_a_running_session_is_what_its_bridge_sees(house: House) -> None:
+    made = await house.stream()
+    house.record(made["id"], P.PHASE_LIVE)
+    live = house.live(made["id"])
+    refused = await house.call("GET", "/v1/sessions/ses_mine/latency", 404)
+    assert refused["code"] == "SLUICE/NO_LATENCY"
+    now_s = time.monotonic()
+    live.stages.returned(90_000, PictureTimes(now_s, now_s + 0.001, now_s + 0.02, now_s + 0.021))
+    live.stages.complete(clock_name(), [[90_000, round(1e6 * (now_s + 0.003)), 1000, 2000, 3000, 4000]])
+    shown = await house.call("GET", "/v1/sessions/ses_mine/latency")
+    assert (shown["live"], shown["pictures"]) == (True, 1)
+    stages = {one["stage"]: one["p50_ms"] for one in shown["stages"]}
+    assert list(stages) == [*(stage.value for stage in Stage), "total"]
+    assert (stages["trickle_in"], stages["infer"], stages["total"]) == pytest.approx(
+        (2.0, 3.0, 21.0), abs=0.1
+    )
 
 
 async def test_what_is_played_is_what_the_runner_returned(house: House) -> None:

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from protos.sessions.v1 import sessions_pb2 as pb
 from services.session_manager.machine import (
     Delivery,
+    Latency,
     Phase,
     Scheduled,
     Session,
     SessionId,
+    StageLatency,
     Stream,
     StreamId,
 )
@@ -61,6 +63,9 @@ SESSIONS = st.builds(
     traceparent=TEXT,
     delivery=st.sampled_from(Delivery),
     max_duration_ms=COUNT,
+    latency=st.builds(
+        Latency, COUNT, st.lists(st.builds(StageLatency, TEXT, COUNT, COUNT), max_size=3).map(tuple)
+    ),
 )
 STREAMS = st.builds(
     Stream,

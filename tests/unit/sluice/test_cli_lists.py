@@ -60,6 +60,16 @@ def test_sessions_are_a_table(at: Platform) -> None:
     assert "stopped" in asked(at, "sessions", "--all").stdout
 
 
+def test_latency_is_a_table_of_the_newest_session_or_of_the_one_that_is_named(at: Platform) -> None:
+    newest = asked(at, "latency").stdout
+    assert "ses_live  effects  the newest 900 pictures" in newest
+    assert "infer" in newest
+    assert "ses_gone  effects" in asked(at, "latency", "ses_gone").stdout
+    at.sessions.clear()
+    none = asked(at, "latency")
+    assert (none.exit_code, none.stderr) == (2, "sluice: you have no session yet: publish a stream first\n")
+
+
 def test_runners_are_a_table(at: Platform) -> None:
     shown = asked(at, "runners").stdout
     assert "1 held, 1 ready" in shown
