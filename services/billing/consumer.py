@@ -28,7 +28,7 @@ log = structlog.get_logger()
 # One commit, and so one fsync, a batch. At 5 s a window a batch is what 1,000 streams report in a second.
 BATCH: Final = 200
 
-WINDOWS: Final = Counter("sluice_billing_windows_total", "Usage windows received, by outcome.", ["outcome"])
+WINDOWS: Final = Counter("sluice_billing_events_total", "Usage windows received, by outcome.", ["outcome"])
 POSTED: Final = Counter("sluice_billing_posted_micro_total", "Usage posted, in micro-units.")
 WRITTEN_OFF: Final = Counter(
     "sluice_billing_written_off_micro_total", "The part of the usage posted that no credit covered."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,9 +35,14 @@ from services.router.settings import RouterSettings
 
 log = structlog.get_logger()
 
-RUNNERS: Final = Gauge("sluice_router_runners", "Runners, by the state of their first slot.", ["state"])
-SLOTS: Final = Gauge("sluice_router_slots", "Slots by state.", ["state"])
+RUNNERS: Final = Gauge(
+    "sluice_runners",
+    "Runners, by the state of their first slot.",
+    ["state", "gpu_class", "region"],
+)
+SLOTS: Final = Gauge("sluice_slots", "Slots by state.", ["state"])
 
+KINDS_SHOWN: Final = 200  # runners name their class and region themselves
 TICK_S: Final = 0.2  # how late silence is noticed
 LISTEN_S: Final = 2.0  # two heartbeats: who was not heard in this time is not there
 KNOWN_WITHIN_S: Final = 4.0  # from start or reconnection: listening, and the views' first content
@@ -395,10 +401,16 @@ class Fleet:
 
     def _measure(self) -> None:
         slots = [candidate.state for candidate in self.candidates()]
-        first = [picture.slots[0].state for picture in self._pictures.values() if picture.slots]
         for state in SlotState:
             SLOTS.labels(state.value).set(slots.count(state))
-            RUNNERS.labels(state.value).set(first.count(state))
+        kinds = Counter(
+            (picture.slots[0].state.value, picture.advert.gpu_class, picture.advert.region)
+            for picture in self._pictures.values()
+            if picture.slots
+        )
+        RUNNERS.clear()  # a kind whose last runner went is not there any more
+        for kind, count in kinds.most_common(KINDS_SHOWN):
+            RUNNERS.labels(*kind).set(count)
 
 
 def fleet_unknown() -> UnavailableError:

@@ -33,13 +33,19 @@ from services.router.slots import Granted, Slots
 
 log = structlog.get_logger()
 
-GRANTS: Final = Counter("sluice_router_grants_total", "Finished grants by result.", ["result"])
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+GRANTS: Final = Counter("sluice_alloc_requests_total", "Finished grants by result.", ["result"])
 SECONDS: Final = Histogram(
-    "sluice_router_grant_seconds",
+    "sluice_alloc_duration_seconds",
     "How long a grant took that gave a slot, the wait for one included.",
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    buckets=BUCKETS,
 )
-WAITING: Final = Gauge("sluice_router_waiting", "Grants that wait for a slot.")
+WAITING: Final = Gauge("sluice_alloc_queue_depth", "Grants that wait for a slot.")
+WAIT: Final = Histogram(
+    "sluice_alloc_queue_wait_seconds",
+    "How long a grant waited that found no free slot, whatever came of it.",
+    buckets=BUCKETS,
+)
 
 MAX_CONFLICTS: Final = 20  # of one grant; a drawn slot is lost to another router once in hundreds
 RETRY_AFTER_MAX_S: Final = 30
@@ -99,7 +105,10 @@ class Line:
         timer = loop.call_at(at_the_latest_s, self._expire, waiter)
         try:
             self._offer()
-            with WAITING.track_inprogress():
+            if self._idle(waiter):  # nothing is free: it waits
+                with WAITING.track_inprogress(), WAIT.time():
+                    granted = await waiter.answer
+            else:
                 granted = await waiter.answer
         except asyncio.CancelledError:
             self._abandon(waiter)

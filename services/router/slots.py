@@ -26,7 +26,7 @@ from services.router.placement import RunnerId, SessionId
 
 log = structlog.get_logger()
 
-CONFLICTS: Final = Counter("sluice_router_cas_conflicts_total", "Slots that somebody else wrote first.")
+CONFLICTS: Final = Counter("sluice_alloc_cas_conflicts_total", "Slots that somebody else wrote first.")
 
 ATTEMPTS: Final = 3  # of one write whose outcome stays unknown, 3 s each; callers wait longer
 REPLICA_LAG_S: Final = 0.05  # a read may be answered by a replica that has not heard of the write

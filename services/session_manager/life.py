@@ -52,7 +52,7 @@ T = TypeVar("T")
 STARTS: Final = Counter("sluice_session_starts_total", "Session starts by result.", ["result"])
 ENDS: Final = Counter("sluice_session_end_total", "Ended sessions by reason.", ["reason"])
 START_SECONDS: Final = Histogram(
-    "sluice_alloc_seconds",
+    "sluice_session_start_seconds",
     "From the request to a runner that has the session.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )

@@ -17,7 +17,7 @@ from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.session import BridgeSession, Identity
 from services.ingest.settings import IngestSettings
 
-SESSIONS: Final = Gauge("sluice_bridge_sessions", "Sessions whose media passes here.")
+SESSIONS: Final = Gauge("sluice_session_active", "Sessions whose media passes here.")
 CLOSE_S: Final = 10.0  # the last windows of all sessions go to the disk
 
 
