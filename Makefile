@@ -83,8 +83,9 @@ images: ## container images; needs a Docker engine
 	  docker build -f deploy/docker/Dockerfile --build-arg EXTRA=$$extra -t sluice/$$extra:0.1.0 .
 	done
 
-docs: $(VENV)/.dev ## write docs/settings.md from the settings classes
+docs: $(VENV)/.dev ## write docs/settings.md and docs/metrics.md from the code
 	python -m tests.support.settings_table > docs/settings.md
+	python -m tests.support.metrics_table > docs/metrics.md
 
 chart: $(VENV)/.dev ## lint and render the chart, and judge what it renders
 	pytest tests/contract/test_chart.py

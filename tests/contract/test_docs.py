@@ -7,13 +7,32 @@ from pathlib import Path
 
 from services.session_manager.machine import Reason
 from services.session_manager.watch import RUNNER_FAULTS
-from tests.support.settings_table import page
+from tests.support import metrics_table, settings_table
 
 ROOT = Path(__file__).parents[2]
+# Labels whose values are ours to choose, or that something bounds (pipelines that are offered, routes).
+BOUNDED = frozenset(
+    {
+        *("bucket", "direction", "gpu_class", "kind", "method", "outcome", "pipeline", "reason", "region"),
+        *("result", "route", "stage", "state", "status", "where"),
+    }
+)
 
 
 def test_the_settings_page_is_what_the_classes_say() -> None:
-    assert (ROOT / "docs" / "settings.md").read_text() == page(), "run `make docs`"
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_table.page(), "run `make docs`"
+
+
+def test_the_metrics_page_is_what_the_services_count() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics_table.page(), "run `make docs`"
+
+
+def test_metrics_are_named_as_prometheus_wants_them_and_no_label_grows_with_use() -> None:
+    for metric in metrics_table.metrics():
+        assert re.fullmatch(r"sluice_[a-z_]+", metric.name), metric
+        assert set(metric.labels) <= BOUNDED, metric
+        if metric.kind == "histogram":
+            assert metric.name.endswith("_seconds"), metric
 
 
 def test_every_reason_of_an_end_is_explained() -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import REGISTRY, generate_latest
 
 from protos.billing.v1 import billing_pb2
 from protos.events.v1 import events_pb2
@@ -23,7 +23,7 @@ from services.common.errors import NotFoundError, SluiceError, UnauthenticatedEr
 from services.common.machine_clock import clock_name
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.trickle.registry import Registry
-from services.ingest.app import public_app
+from services.ingest.app import METHODS, public_app
 from services.ingest.auth import Authenticator, Caller
 from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.outbox import Outbox
@@ -656,6 +656,19 @@ async def test_no_more_viewers_are_let_in_than_the_settings_say(house: House) ->
     answer = await house.client.get(made["play_url"])
     assert answer.status_code == 429
     assert answer.headers["Retry-After"] == "5"
+
+
+async def test_methods_that_a_client_invents_make_no_new_series(house: House) -> None:
+    for method in ("BREW", "WHEN", "PROPFIND"):
+        await house.call(method, "/v1/streams", 405)
+    counted = {
+        sample.labels["method"]
+        for metric in REGISTRY.collect()
+        if metric.name == "sluice_http_requests"
+        for sample in metric.samples
+    }
+    assert "other" in counted
+    assert counted <= {*METHODS, "other"}
 
 
 async def test_the_latency_of_an_ended_session_is_that_of_its_record(house: House) -> None:
