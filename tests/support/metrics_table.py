@@ -39,7 +39,7 @@ def metrics() -> list[Metric]:
     for module in _modules():
         for value in list(vars(module).values()):
             if isinstance(value, MetricWrapperBase):
-                facts = value.describe()[0]
+                (facts,) = value.describe()
                 text = Path(str(module.__file__)).read_text()
                 if f'"{facts.name}' in text:  # else it is only imported there
                     name = f"{facts.name}_total" if facts.type == "counter" else facts.name
