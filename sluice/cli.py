@@ -263,6 +263,7 @@ def show_trace(
         str,
         typer.Argument(help="The session's id, ses_...; your newest if none is given.", show_default=False),
     ] = "",
+    every: Annotated[bool, typer.Option("--all", help="Also each of the many alike, one line each.")] = False,
     as_json: AsJson = False,
     url: Url = None,
     key: Key = None,
@@ -278,7 +279,7 @@ def show_trace(
         if as_json:
             typer.echo(json.dumps(answer, indent=2))
         else:
-            text = trace.shown(answer, record.id, ended=record.end_reason is not None)
+            text = trace.shown(answer, record.id, ended=record.end_reason is not None, every=every)
             Console(highlight=False).print(text, soft_wrap=True)
 
 

@@ -35,7 +35,9 @@ class Stack:
 
     def ports(self) -> dict[int, str]:
         """Every port that is needed, with the setting that moves it."""
-        names = ("nats", "http", "trickle", "bridge", "router", "session_manager", "billing")
+        names = ["nats", "http", "trickle", "bridge", "router", "session_manager", "billing"]
+        if self.keeps_traces:
+            names += ["otlp", "traces"]
         found = {
             getattr(self.settings, f"{name}_port"): f"SLUICE_LOCAL_{name.upper()}_PORT" for name in names
         }
@@ -73,6 +75,19 @@ class Stack:
             {},
         )  # fmt: skip
 
+    @property
+    def keeps_traces(self) -> bool:
+        """Whether traces stay on this machine; the user's own collector gets them if there is one."""
+        return not self.settings.otlp_endpoint
+
+    def traces(self) -> Program:
+        otlp, http = self._at(self.settings.otlp_port), self._at(self.settings.traces_port)
+        return Program(
+            "traces",
+            [sys.executable, "-m", "deploy.local.traces", "--otlp", otlp, "--http", http],
+            {"PYTHONUNBUFFERED": "1", "GRPC_VERBOSITY": "ERROR"},
+        )
+
     def services(self) -> list[Program]:
         """The services in the order in which they start; metrics ports in that order too."""
         at = self._at
@@ -101,6 +116,7 @@ class Stack:
                 billing_address=at(local.billing_port),
                 stream_secret=self._secret(),
                 outbox_path=str(self.state / "outbox.sqlite3"),
+                **({"traces_url": f"http://{at(local.traces_port)}"} if self.keeps_traces else {}),
             ),
         ]
         for index in range(local.runners):
@@ -123,7 +139,7 @@ class Stack:
             "nats_url": f"nats://{self._at(self.settings.nats_port)}",
             "metrics_listen": self._at(self._metrics),
             "log_format": "console",
-            "otlp_endpoint": self.settings.otlp_endpoint,
+            "otlp_endpoint": self.settings.otlp_endpoint or f"http://{self._at(self.settings.otlp_port)}",
             "shutdown_grace_s": "2",
             **settings,
         }
@@ -221,6 +237,8 @@ async def start(stack: Stack, supervisor: Supervisor, group: asyncio.TaskGroup) 
     settings = stack.settings
     supervisor.say("starting")
     await supervisor.keep(stack.nats(), group)
+    if stack.keeps_traces:
+        await supervisor.keep(stack.traces(), group)
     for index, program in enumerate(stack.services()):
         await supervisor.keep(program, group)
         if program.name == "billing":
@@ -236,12 +254,18 @@ async def start(stack: Stack, supervisor: Supervisor, group: asyncio.TaskGroup) 
 def banner(stack: Stack, key: str) -> str:
     settings = stack.settings
     last_metrics = settings.metrics_port + 3 + settings.runners
+    traces = (
+        f"http://{settings.host}:{settings.traces_port}, the newest: .venv/bin/sluice trace"
+        if stack.keeps_traces
+        else f"sent to {settings.otlp_endpoint}"
+    )
     return f"""
   Sluice is up.
 
     API          {stack.url}/v1/streams      (documentation: {stack.url}/docs)
     key          {key}
     metrics      http://{settings.host}:{settings.metrics_port} to {last_metrics}, /metrics
+    traces       {traces}
     state        {settings.state}
 
   Transform a file (in another terminal, in this folder):

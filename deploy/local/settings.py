@@ -25,6 +25,10 @@ class LocalSettings(BaseSettings):
     session_manager_port: int = Field(7002, description="gRPC of the session-manager.")
     billing_port: int = Field(7003, description="gRPC of billing.")
     runner_port: int = Field(7004, description="gRPC of the first runner; the others follow.")
+    otlp_port: int = Field(4317, description="OTLP/gRPC of the place that keeps traces.")
+    traces_port: int = Field(
+        4319, description="HTTP of that place: Jaeger's query API v3, and what it keeps."
+    )
     metrics_port: int = Field(9464, description="Prometheus of the first service; the others follow.")
     runners: int = Field(1, ge=1, le=16, description="CPU runners; one needs about one core.")
     pipelines: str = Field(
@@ -34,7 +38,11 @@ class LocalSettings(BaseSettings):
         10_000_000, ge=0, description="The local tenant's credit at its creation: 10 USD."
     )
     prices: str = Field("", description="JSON for billing; empty: its own default.")
-    otlp_endpoint: str = Field("", description="Where every service sends its traces; empty: nowhere.")
+    otlp_endpoint: str = Field(
+        "",
+        description="An OTLP/gRPC collector that gets the traces instead of the place that keeps them here; "
+        "`SLUICE_INGEST_TRACES_URL` then says where `sluice trace` finds them.",
+    )
     ready_within_s: float = Field(60.0, gt=0, description="How long the start may take.")
     stop_within_s: float = Field(
         10.0, gt=0, description="How long a process may take to end before it is killed."

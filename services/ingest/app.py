@@ -13,12 +13,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.errors import UnavailableError
 from services.common.telemetry import span
-from services.ingest.faces import account, streams, ts
+from services.ingest.faces import account, streams, traces, ts
 from services.ingest.faces.context import Core, translate_errors
 
 REQUESTS: Final = Counter(
     "sluice_http_requests_total", "Public HTTP requests.", ["method", "route", "status"]
 )
+METHODS: Final = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+)  # others are invented
 BODY_BYTES: Final = 1 << 20  # parameters are at most an eighth of it
 MEDIA: Final = "/ts/"  # endless: a span would show nothing before its end; `session.open` is their trace
 
@@ -37,6 +40,7 @@ def public_app(core: Core) -> FastAPI:
     translate_errors(app)
     for face in (streams, account, ts):
         app.include_router(face.router)
+    app.include_router(traces.router(core.settings.traces_url))
 
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> dict[str, str]:
@@ -103,11 +107,12 @@ class Observed:
                 headers = {
                     name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
                 }
-                with span(f"HTTP {scope['method']}", carrier=headers, kind=SpanKind.SERVER) as current:
+                with span("HTTP", carrier=headers, kind=SpanKind.SERVER) as current:
                     await self._app(scope, receive, observed)
                     route = getattr(scope.get("route"), "path", "unmatched")
                     current.update_name(f"{scope['method']} {route}")
                     current.set_attribute("http.response.status_code", status)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            REQUESTS.labels(scope["method"], route, str(status)).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            REQUESTS.labels(method, route, str(status)).inc()

@@ -25,6 +25,7 @@ from services.common.errors import (
 )
 from services.common.json_objects import json_object
 from services.common.param_schema import validate, with_defaults
+from services.common.telemetry import span
 from services.session_manager.life import Lives, now_unix_ms
 from services.session_manager.machine import (
     ID,
@@ -32,6 +33,7 @@ from services.session_manager.machine import (
     Phase,
     Reason,
     Scheduled,
+    Session,
     SessionId,
     Stream,
     StreamId,
@@ -169,6 +171,16 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         if session.phase in {Phase.ALLOCATING, Phase.ENDED}:
             return "at_start"
         message: runner_pb2.Patch = patch_to_proto(Scheduled(stream.revision, patch, apply_at_pts))
+        # In the session's trace, not the request's: what was changed is part of its life.
+        context = {"traceparent": session.traceparent}
+        with span(
+            "session.update", carrier=context, session_id=session.id, session_revision=stream.revision
+        ) as current:
+            applies = await self._tell_surely(session, message)
+            current.set_attribute("session.applies", applies)
+        return applies
+
+    async def _tell_surely(self, session: Session, message: runner_pb2.Patch) -> str:
         deadline_s = time.monotonic() + self._settings.call_timeout_s
         while True:  # a revision may be told twice; one that is never told would part record and runner
             try:
@@ -178,7 +190,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
             except (UnavailableError, DeadlineExceededError) as error:
                 if time.monotonic() > deadline_s:
                     raise UnavailableError(
-                        f"revision {stream.revision} is stored, but not at the runner: {error.message}",
+                        f"revision {message.revision} is stored, but not at the runner: {error.message}",
                         reason="RUNNER_NOT_TOLD",
                     ) from error
             await asyncio.sleep(RETELL_S)

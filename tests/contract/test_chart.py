@@ -59,12 +59,16 @@ EVERYTHING: Final[Object] = {
     "image": {"registry": "registry.example.com/sluice", "tag": "1.2.3", "pullSecrets": [{"name": "pull"}]},
     "nats": {"url": "tls://user:password@nats.example.com", "replicas": 3},
     "secret": {"existingSecret": "mine"},
-    "telemetry": {"otlpEndpoint": "http://collector.observability:4317"},
+    "telemetry": {
+        "otlpEndpoint": "http://collector.observability:4317",
+        "tracesUrl": "http://jaeger.observability:16686",
+    },
     "serviceAccount": {"annotations": {"a": "b"}},
     "networkPolicy": {
         "publicPeers": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
         "natsPeers": [{"ipBlock": {"cidr": "198.51.100.7/32"}}],
         "otlpPeers": [{"namespaceSelector": {"matchLabels": {"name": "observability"}}}],
+        "tracesPeers": [{"podSelector": {"matchLabels": {"app": "jaeger"}}}],
     },
     "ingest": {
         "replicas": 2,
@@ -648,6 +652,25 @@ def test_nats_is_allowed_on_the_port_of_its_url(chart: helm.Chart) -> None:
         assert port in {each["port"] for rule in policy["egress"] for each in rule["ports"]}
 
 
+@pytest.mark.parametrize(
+    ("url", "port"), [("http://jaeger:16686", 16686), ("http://jaeger", 80), ("https://traces/jaeger", 443)]
+)
+def test_ingest_alone_looks_traces_up_and_may_go_there(chart: helm.Chart, url: str, port: int) -> None:
+    objects = render(chart, {"telemetry": {"tracesUrl": url}})
+    assert environment(objects, "ingest")["SLUICE_INGEST_TRACES_URL"] == url
+    policies = of_kind(objects, "NetworkPolicy")
+    going = {
+        component
+        for component in SETTINGS
+        for rule in policies[component]["spec"]["egress"]
+        if {"port": port, "protocol": "TCP"} in rule["ports"]
+    }
+    assert going == {"ingest"}
+    narrowed = of_kind(render(chart, EVERYTHING), "NetworkPolicy")["ingest"]["spec"]["egress"]
+    peers = [rule["to"] for rule in narrowed if rule["ports"][0]["port"] == 16686]
+    assert peers == [EVERYTHING["networkPolicy"]["tracesPeers"]]
+
+
 def test_a_runner_with_the_longest_release_name_still_has_a_name(chart: helm.Chart) -> None:
     releases = ["r" * 53, "r" * 52 + "s", "my.dotted.release"]
     names = [
@@ -678,6 +701,7 @@ BAD: Final[dict[str, Object]] = {
     "short secret": {"secret": {"streamSecret": "short"}},
     "log level": {"log": {"level": "verbose"}},
     "collector without scheme": {"telemetry": {"otlpEndpoint": "collector:4317"}},
+    "traces by gRPC": {"telemetry": {"tracesUrl": "jaeger:16685"}},
     "no grace": {"shutdownGraceSeconds": 0},
     "account as text": {"serviceAccount": {"create": "yes"}},
     "policy as text": {"networkPolicy": {"enabled": "true"}},

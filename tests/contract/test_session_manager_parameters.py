@@ -26,6 +26,7 @@ from services.session_manager.machine import SessionId
 from tests.support.fakes import FakeRunner
 from tests.support.nats import nats_server
 from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, neighbourhood, until
+from tests.support.spans import recording
 
 
 @pytest.fixture(autouse=True)
@@ -271,6 +272,26 @@ async def test_a_change_that_did_not_reach_the_runner_at_once_is_told_again(
     await started(around, one)
     around.runner.fail("Update", UnavailableError("away"))
     assert (await one.update({"prompt": "sketch"})).applies == "live"
+
+
+async def test_a_change_is_in_the_trace_of_the_session_without_what_was_changed(
+    around: Neighbourhood, one: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = recording(monkeypatch)
+    await one.create()
+    await one.update({"prompt": "before"})
+    await started(around, one)
+    await one.update({"prompt": "a secret wish"})
+    around.runner.fail("Update", UnavailableError("away"), times=100)
+    with pytest.raises(UnavailableError):
+        await one.update({"prompt": "unheard"})
+    trace = int((await one.session()).traceparent.split("-")[1], 16)
+    assert {span.context.trace_id for span in spans.named("session.update") if span.context} == {trace}
+    accepted, failed = spans.attributes("session.update")
+    assert accepted == {"session.id": SESSION, "session.revision": 3, "session.applies": "live"}
+    assert (failed["session.revision"], failed["error.type"]) == (4, "RUNNER_NOT_TOLD")
+    told = [str(span.attributes) for span in spans.every()]
+    assert not [each for each in told if "secret wish" in each]
 
 
 def in_effect(runner: FakeRunner, pts: int) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Platform:
         self.cut_play_after: int | None = None
         self.settled = True
         self.sessions: list[dict[str, Any]] = []
+        self.spans: list[dict[str, Any]] = []  # of every session
 
     @property
     def stream(self) -> Running:
@@ -189,8 +190,15 @@ def _app(at: Platform) -> FastAPI:
 
     @app.get("/v1/sessions/{session}")
     async def session(session: str) -> Any:
+        for listed in at.sessions:
+            if listed["session"] == session:
+                return listed
         found = at.streams.get(session.replace("ses_", "str_"))
         return at.session_object(found) if found else refused((404, "SLUICE/NOT_FOUND", "no such session"))
+
+    @app.get("/v1/sessions/{session}/trace")
+    async def trace(session: str) -> dict[str, Any]:
+        return {"trace": "0af7651916cd43dd8448eb211c80319c", "dropped_spans": 0, "spans": at.spans}
 
     @app.get("/v1/sessions/{session}/latency")
     async def latency(session: str) -> dict[str, Any]:

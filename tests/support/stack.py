@@ -40,6 +40,8 @@ class Stack:
             "BILLING",
             "RUNNER",
             "METRICS",
+            "OTLP",
+            "TRACES",
         )
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.environment = {

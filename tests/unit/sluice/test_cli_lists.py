@@ -41,6 +41,19 @@ def session(name: str, **facts: Any) -> dict[str, Any]:
     return {"session": name, **common, **facts}
 
 
+def span(key: str, at_ms: int, took_ms: int, parent: str | None = None, name: str = "") -> dict[str, Any]:
+    return {
+        "id": key,
+        "parent": parent,
+        "service": "sluice-ingest",
+        "name": name or key,
+        "start_unix_ns": 1_700_000_000_000_000_000 + at_ms * 1_000_000,
+        "duration_ns": took_ms * 1_000_000,
+        "attributes": {},
+        "error": False,
+    }
+
+
 def sluice(*arguments: str, **environment: str) -> Result:
     known: dict[str, str | None] = {"SLUICE_URL": None, "SLUICE_API_KEY": None, "COLUMNS": "200"}
     return CliRunner(env={**known, **environment}).invoke(app, list(arguments))
@@ -68,6 +81,33 @@ def test_latency_is_a_table_of_the_newest_session_or_of_the_one_that_is_named(at
     at.sessions.clear()
     none = asked(at, "latency")
     assert (none.exit_code, none.stderr) == (2, "sluice: you have no session yet: publish a stream first\n")
+
+
+def test_a_trace_is_a_tree_of_the_newest_session_or_of_the_one_that_is_named(at: Platform) -> None:
+    at.spans = [span("session.open", 0, 40), span("sluice.router.v1.Router/Grant", 10, 20, "session.open")]
+    newest = asked(at, "trace")
+    assert newest.exit_code == 0
+    assert "ses_live  trace 0af7651916cd43dd8448eb211c80319c  40.0 ms, 2 spans" in newest.stdout
+    assert "  Router/Grant" in newest.stdout
+    assert "still running" in newest.stdout
+    named = asked(at, "trace", "ses_gone").stdout
+    assert "still running" not in named
+    assert len(json.loads(asked(at, "trace", "--json").stdout)["spans"]) == 2
+
+
+def test_many_spans_alike_are_shown_when_asked_for(at: Platform) -> None:
+    at.spans = [span(f"{number}", number, 1, name="Billing/ReserveSlice") for number in range(50)]
+    assert asked(at, "trace").stdout.count("ReserveSlice") == 3
+    assert asked(at, "trace", "--all").stdout.count("ReserveSlice") == 50
+
+
+@pytest.mark.parametrize("reason", ["TRACE_NOT_FOUND", "TRACES_NOT_CONFIGURED"])
+def test_a_trace_that_cannot_be_had_is_a_sentence(at: Platform, reason: str) -> None:
+    at.refuse["GET /v1/sessions/ses_live/trace"] = (404, f"SLUICE/{reason}", "trace 0af7 is elsewhere")
+    result = asked(at, "trace", "ses_live")
+    assert (result.exit_code, result.stderr) == (2, "sluice: trace 0af7 is elsewhere\n")
+    at.refuse["GET /v1/sessions/ses_live/trace"] = (503, "SLUICE/TRACES_UNREACHABLE", "no answer")
+    assert asked(at, "trace", "ses_live").exit_code == 1
 
 
 def test_runners_are_a_table(at: Platform) -> None:

@@ -10,7 +10,18 @@ import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from sluice.pipeline import Apply, Param, Pipeline, Prompt, VideoFrame, defaults, schema, weighted_texts
+from sluice.pipeline import (
+    SAMPLE_RATE,
+    Apply,
+    AudioFrame,
+    Param,
+    Pipeline,
+    Prompt,
+    VideoFrame,
+    defaults,
+    schema,
+    weighted_texts,
+)
 
 
 class Tuned(Pipeline):
@@ -123,6 +134,7 @@ def test_a_parameter_with_a_bad_name_fails_where_the_class_is_defined(name: str)
         ("slots_per_engine", 0),
         ("slots_per_engine", True),
         ("process", Pipeline.process),
+        ("processes_audio", 1),
     ],
 )
 def test_a_wrong_attribute_fails_where_the_class_is_defined_and_is_named(
@@ -130,6 +142,31 @@ def test_a_wrong_attribute_fails_where_the_class_is_defined_and_is_named(
 ) -> None:
     with pytest.raises(TypeError, match=rf"Made\.{attribute}"):
         define(**{attribute: value})
+
+
+def halved(_: Pipeline, frame: AudioFrame, params: Mapping[str, Any]) -> AudioFrame:
+    return frame.with_samples(frame.samples * np.float32(0.5))
+
+
+def test_a_pipeline_that_processes_sound_says_so_and_has_the_method_or_fails_where_it_is_defined() -> None:
+    with pytest.raises(TypeError, match=r"Made\.process_audio: missing"):
+        define(processes_audio=True)
+    with pytest.raises(TypeError, match=r"Made\.process_audio: never called"):
+        define(process_audio=halved)
+    made = define(processes_audio=True, process_audio=halved)
+    frame = AudioFrame(np.ones((2, 960), np.float32), 1800)
+    quieter = made().process_audio(frame, {})
+    assert (quieter.pts, quieter.rate, quieter.samples.max()) == (1800, SAMPLE_RATE, 0.5)
+    assert not define().processes_audio
+
+
+def test_whoever_inherits_a_pipeline_with_sound_has_it_too() -> None:
+    made = define(processes_audio=True, process_audio=halved)
+    child = type("Child", (made,), {})
+    assert issubclass(child, Pipeline)
+    assert child.processes_audio
+    with pytest.raises(TypeError, match="never called"):
+        type("Child", (made,), {"processes_audio": False})
 
 
 def test_a_pipeline_without_a_name_fails_where_it_is_defined() -> None:
@@ -180,6 +217,15 @@ def test_a_frame_with_another_picture_keeps_its_time() -> None:
 def test_a_frame_of_another_shape_or_type_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="uint8"):
         VideoFrame(wrong, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((2, 960)), np.zeros(960, np.float32), np.zeros((3, 9), np.float32), np.zeros((2, 9), np.int16)],
+)
+def test_sound_of_another_shape_or_type_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="float32"):
+        AudioFrame(wrong, 0)
 
 
 def test_importing_the_module_needs_neither_numpy_nor_opencv_nor_torch() -> None:
