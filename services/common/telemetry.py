@@ -223,6 +223,16 @@ def carrier() -> dict[str, str]:
 
 
 @contextmanager
+def detached() -> Iterator[None]:
+    """Make no trace current: for what goes on for as long as a session, of which the trace tells the edges."""
+    token = otel_context.attach(otel_context.Context())
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
+@contextmanager
 def continued(headers: Mapping[str, str]) -> Iterator[None]:
     """Make the context in `headers` current, without a span of its own."""
     token = otel_context.attach(propagate.extract(headers))

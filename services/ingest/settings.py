@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from services.common.settings import ServiceSettings, config
@@ -18,6 +20,31 @@ class IngestSettings(ServiceSettings):
     trickle_url: str = Field(
         "",
         description="URL under which runners reach it. Empty: as listened.",
+    )
+    public_trickle_listen: str = Field(
+        "127.0.0.1:8002", description="Trickle for clients, host:port; below it the path is `/trickle/`."
+    )
+    public_trickle_url: str = Field(
+        "",
+        description="URL under which clients reach it. Empty: http, the request's host, the port listened.",
+    )
+    channel_creation: Literal["api", "key", "anybody"] = Field(
+        "key",
+        description="Who makes public trickle channels: only the API; also a POST with an API key to a free"
+        " name; or anybody who writes to a free name, for trusted networks.",
+    )
+    channel_changefeed: bool = Field(
+        False,
+        description="Tell on the public channel `_changes` which named channels come and go.",
+    )
+    channel_idle_s: float = Field(
+        300.0, gt=0, description="A public channel in which no byte moved for so long is closed."
+    )
+    max_channels: int = Field(
+        200, ge=1, description="Public trickle channels on this pod; each may hold 4 MB."
+    )
+    max_channels_per_tenant: int = Field(
+        25, ge=1, description="Public trickle channels of one tenant; anybody's count as one tenant's."
     )
     bridge_listen: str = Field("127.0.0.1:7000", description="gRPC `Bridge`, host:port.")
     bridge_address: str = Field(

@@ -29,7 +29,7 @@ from services.common.errors import (
 )
 from services.common.latest import DropOldest
 from services.common.lifecycle import Bulkhead
-from services.common.telemetry import carrier, report_bug, span
+from services.common.telemetry import carrier, detached, report_bug, span
 from services.common.topology import session_event
 from services.session_manager.machine import (
     Latency,
@@ -262,7 +262,8 @@ class Lives:
                     settings=self._settings,
                     entered=lambda now: self._emit(now, now.phase.name.lower()),
                 )
-                end = await watch.until_over()
+                with detached():  # else every renewal of credit would be a line of the session's trace
+                    end = await watch.until_over()
             if end is None:
                 return
             session, won = await self._end_surely(session, *end)

@@ -338,10 +338,11 @@ def test_addresses_name_headless_services_whose_pods_listen_there(objects: list[
     }
 
 
-def test_the_public_service_reaches_ingest(objects: list[Object]) -> None:
+def test_the_public_service_reaches_ingest_by_http_and_by_trickle(objects: list[Object]) -> None:
     spec = of_kind(objects, "Service")["ingest"]["spec"]
     assert spec["type"] == "ClusterIP"
-    assert port_named(pods(objects)["ingest"], spec["ports"][0]["targetPort"]) == 8000
+    pod = pods(objects)["ingest"]
+    assert [port_named(pod, port["targetPort"]) for port in spec["ports"]] == [8000, 8002]
 
 
 def test_selectors_match_the_pods_of_their_component_and_no_others(objects: list[Object]) -> None:
@@ -625,13 +626,13 @@ def test_the_network_is_open_along_the_edges_and_nowhere_else(objects: list[Obje
     assert leaving == entering == EDGES
 
 
-def test_what_is_open_to_others_is_public_http_metrics_dns_and_nats(objects: list[Object]) -> None:
+def test_what_is_open_to_others_is_public_http_and_trickle_metrics_dns_and_nats(objects: list[Object]) -> None:
     for component, policy in of_kind(objects, "NetworkPolicy").items():
         if component:
             spec = policy["spec"]
             rules = [rule for rule in spec["ingress"] if "podSelector" not in str(rule)]
             entering = {port["port"] for rule in rules for port in rule["ports"]}
-            assert entering == ({9464, 8000} if component == "ingest" else {9464})
+            assert entering == ({9464, 8000, 8002} if component == "ingest" else {9464})
             assert {
                 port["port"] for rule in spec["egress"] if "to" not in rule for port in rule["ports"]
             } == {*(53, 4222)}
