@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -10,9 +9,19 @@ from typing import Final
 
 import numpy as np
 
-from services.common.media import mpegts
 from services.common.media.codec import VideoDecoder, VideoEncoder
-from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, Muxer
+from services.common.media.mpegts import (
+    CLOCK_HZ,
+    PMT_PID,
+    PROGRAM,
+    VIDEO_PID,
+    AccessUnit,
+    Codec,
+    Demuxer,
+    Muxer,
+)
+from services.common.media.mpegts.packets import Track
+from services.common.media.mpegts.tables import association, in_packets, program_map
 
 FPS: Final = 25
 FRAME: Final = CLOCK_HZ // FPS
@@ -73,14 +82,7 @@ def shown(data: bytes) -> list[int]:
 
 def announced(stream_type: int) -> bytes:
     """The tables of a program with one stream of `stream_type`, such as HEVC, and some packets of it."""
-    pid = mpegts.VIDEO_PID
-    entry = struct.pack(">BHH", stream_type, 0xE000 | pid, 0xF000)
-    pat = mpegts._section(0, 1, struct.pack(">HH", mpegts.PROGRAM, 0xE000 | mpegts.PMT_PID))
-    pmt = mpegts._section(2, mpegts.PROGRAM, struct.pack(">HH", 0xE000 | pid, 0xF000) + entry)
-    tables = (
-        mpegts._Track(number).packets(mpegts._section_payload(section))
-        for number, section in ((0, pat), (mpegts.PMT_PID, pmt))
-    )
-    return b"".join(tables) + mpegts._Track(pid).packets(
-        b"\x00\x00\x01\xe0\x00\x00\x84\x80\x05" + bytes(1000)
-    )
+    pat = association(PROGRAM, PMT_PID)
+    pmt = program_map(PROGRAM, VIDEO_PID, [(stream_type, VIDEO_PID, b"")])
+    tables = Track(0).packets(in_packets(pat)) + Track(PMT_PID).packets(in_packets(pmt))
+    return tables + Track(VIDEO_PID).packets(b"\x00\x00\x01\xe0\x00\x00\x84\x80\x05" + bytes(1000))

@@ -18,71 +18,102 @@ FRAME_TICKS: Final = CLOCK_HZ // 30  # the least distance between what was there
 LARGEST_JUMP: Final = (
     10 * CLOCK_HZ
 )  # ticks; more than a network holds back, less than a restarted clock is off
+LARGEST_STEP_BACK: Final = CLOCK_HZ // 2  # of a picture's DTS, which grows as long as its clock is the same
+LARGEST_LEAD: Final = CLOCK_HZ  # the session before wall time or behind it, that a returning source evens out
 
 VIDEO: Final = frozenset({Codec.H264, Codec.HEVC, Codec.MPEG2})
 
 
 class Timeline:
-    """Maps one source after the other to the session's time. Units are stamped in their order of arrival."""
+    """Maps one source after the other to the session's time. Units are stamped in their order of arrival.
+
+    A source has one offset for its pictures and its sound, so that their distance stays the source's own. Its
+    clock is followed, neither hurried nor slowed: the session is off wall time by what the source drifts and
+    what its first picture was late. Wall time places the first picture of a source that returns, and evens
+    out up to a second of that difference; more shows a source that is not in real time, and is kept.
+
+    Wall time also replaces a clock that jumped: by more than ten seconds, or backwards by more than half a
+    second. Only pictures tell, for they are what a session is about; sound that is more than ten seconds off
+    is dropped.
+
+    `now_s` is None where there is no wall time: a file, read as fast as it is worked on. A gap of any length
+    is then a gap in the media and is kept; a clock that begins again goes on a frame after what was there.
+    """
 
     def __init__(self) -> None:
-        self.dropped = 0  # units that would have gone backwards, and audio before its source's first picture
-        self.rebased = 0  # jumps of a source's clock that wall time replaced
+        self.dropped = 0  # units that would have gone backwards, and sound without a picture to go by
+        self.rebased = 0  # jumps of a source's clock that were replaced
         self._reference: tuple[int, float] | None = None  # a position and the wall time that belongs to it
         self._latest = 0  # the furthest PTS handed out
         self._offset: int | None = None  # from the source's time to ours; None until its first picture
-        self._source_dts: int | None = None  # the source's last, unwrapped
+        self._source_dts = 0  # of the source's last picture, unwrapped
         self._video_dts = ORIGIN_TICKS - LARGEST_JUMP - 1  # no first picture is decoded as early
         self._audio_pts = ORIGIN_TICKS - 1  # there is no sound before the session's first picture
 
-    def begin_source(self, now_s: float) -> None:
+    def begin_source(self, now_s: float | None) -> None:
         """A publisher came, or came back; the wall time since the last unit places its first picture."""
-        if self._reference is not None:
+        if self._reference is not None and now_s is not None:
             self._reference = self._expected(now_s), now_s
         self._offset = None
-        self._source_dts = None
 
-    def stamp(self, unit: AccessUnit, now_s: float) -> AccessUnit | None:
+    def stamp(self, unit: AccessUnit, now_s: float | None) -> AccessUnit | None:
         """`unit` on the session's time, unwrapped; None for one that has no place on it."""
-        dts = unit.dts if self._source_dts is None else unwrap(self._source_dts, unit.dts)
+        video = unit.codec in VIDEO
+        dts = unit.dts if self._offset is None else unwrap(self._source_dts, unit.dts)
         pts = unwrap(dts, unit.pts)
-        if abs(pts - dts) > LARGEST_JUMP:
-            self.dropped += 1  # no reordering is that long: one of the two is damaged
+        jumped = self._offset is not None and self._jumped(dts + self._offset, dts, video=video, now_s=now_s)
+        # No reordering is as long as the largest jump: one of the two times is damaged.
+        if abs(pts - dts) > LARGEST_JUMP or (not video and (self._offset is None or jumped)):
+            self.dropped += 1
             return None
-        self._source_dts = dts
-        if self._offset is None:
-            if unit.codec not in VIDEO:
-                self.dropped += 1
-                return None
+        if self._offset is None or jumped:
+            self.rebased += jumped
             self._offset = self._anchor(pts, dts, now_s)
-        elif abs(dts + self._offset - self._expected(now_s)) > LARGEST_JUMP:
-            self.rebased += 1
-            self._offset = self._anchor(pts, dts, now_s)
+        if video:
+            self._source_dts = dts
         pts += self._offset
         dts += self._offset
-        if unit.codec in VIDEO:
-            if dts <= self._video_dts:
-                self.dropped += 1
-                return None
+        if (dts <= self._video_dts) if video else (pts <= self._audio_pts):
+            self.dropped += 1
+            return None
+        if video:
             self._video_dts = dts
         else:
-            if pts <= self._audio_pts:
-                self.dropped += 1
-                return None
             self._audio_pts = pts
         self._latest = max(self._latest, pts)
-        self._reference = self._latest, now_s
+        self._refer(now_s)
         return replace(unit, pts=pts, dts=dts)
 
-    def _anchor(self, pts: int, dts: int, now_s: float) -> int:
+    def _jumped(self, dts: int, source_dts: int, *, video: bool, now_s: float | None) -> bool:
+        """Whether a unit that would be at `dts` shows that its source's clock is another one."""
+        if video and source_dts < self._source_dts - LARGEST_STEP_BACK:
+            return True
+        if video and now_s is None:
+            return False
+        return abs(dts - self._expected(now_s)) > LARGEST_JUMP
+
+    def _anchor(self, pts: int, dts: int, now_s: float | None) -> int:
         """The offset that puts a unit where the wall time says, and after all that went before."""
-        if self._reference is None:
+        if not self._latest:
             return ORIGIN_TICKS - pts
         shown = max(self._expected(now_s), self._latest + FRAME_TICKS)
         decoded = self._video_dts + FRAME_TICKS
         return max(shown - pts, decoded - dts)
 
-    def _expected(self, now_s: float) -> int:
-        assert self._reference is not None
-        position, heard_s = self._reference
-        return position + round((now_s - heard_s) * CLOCK_HZ)
+    def _expected(self, now_s: float | None) -> int:
+        """Where the session is by wall time; without one, where it is."""
+        if self._reference is None or now_s is None:
+            return self._latest
+        position, at_s = self._reference
+        return position + round((now_s - at_s) * CLOCK_HZ)
+
+    def _refer(self, now_s: float | None) -> None:
+        """Keep wall time within `LARGEST_LEAD` of the session, for a source that is not in real time."""
+        if now_s is None:
+            return
+        if self._reference is None:
+            self._reference = self._latest, now_s
+        lead = self._latest - self._expected(now_s)
+        if abs(lead) > LARGEST_LEAD:
+            position, at_s = self._reference
+            self._reference = position + lead - max(-LARGEST_LEAD, min(LARGEST_LEAD, lead)), at_s

@@ -5,6 +5,7 @@ Everything takes and returns Annex B: NAL units behind start codes, as MPEG-TS a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import Final
@@ -17,6 +18,9 @@ SPS: Final = 7
 PPS: Final = 8
 
 SLICES: Final = range(1, 6)
+SLICE: Final = re.compile(
+    b"\\x00\\x00\\x01[%s]" % re.escape(bytes(byte for byte in range(256) if byte & 0x1F in SLICES))
+)
 START_CODE: Final = b"\x00\x00\x00\x01"
 ACCESS_UNIT_DELIMITER: Final = START_CODE + b"\x09\xf0"  # "any slice type follows"
 
@@ -41,13 +45,13 @@ def nal_units(data: bytes) -> Iterator[bytes]:
 
 def is_keyframe(data: bytes) -> bool:
     """Whether the picture is an IDR; its first slice tells, for they all are or none is."""
-    start = data.find(b"\x00\x00\x01")
-    while 0 <= start < len(data) - 3:
-        kind = data[start + 3] & 0x1F
-        if kind in SLICES:
-            return kind == IDR
-        start = data.find(b"\x00\x00\x01", start + 3)
-    return False
+    first = SLICE.search(data)
+    return first is not None and data[first.end() - 1] & 0x1F == IDR
+
+
+def has_slice(data: bytes) -> bool:
+    """Whether any of a picture is there yet, and not only what stands before it."""
+    return SLICE.search(data) is not None
 
 
 def parameter_sets(data: bytes) -> bytes:

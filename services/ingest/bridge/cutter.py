@@ -13,7 +13,11 @@ SEGMENT_BYTES: Final = 4 * 2**20  # cut below the channel's own limit
 
 
 class SegmentCutter:
-    """Muxes units into a channel and begins a new segment where the rule says."""
+    """Muxes units into a channel and begins a new segment where the rule says.
+
+    Each begins with PAT and PMT and, where the cut is at a key frame, with SPS, PPS and IDR: it can be read
+    alone. Counters and times run on, so that all of them are one stream as well.
+    """
 
     def __init__(self, channel: Channel, muxer: Muxer) -> None:
         self._channel = channel
@@ -23,12 +27,14 @@ class SegmentCutter:
         self._bytes = 0
 
     def write(self, unit: AccessUnit) -> None:
-        """Write one unit. Video decides on cuts; audio before the first picture is dropped."""
+        """Write one unit. Video decides on cuts; audio that no segment has announced yet is dropped."""
         video = unit.codec is Codec.H264
         if self._writer is None or self._writer.ended or (video and self._due(unit)):
             if not video:
                 return
             self._begin(unit)
+        elif not video and unit.codec is not self.muxer.audio:
+            return
         assert self._writer is not None
         data = self.muxer.write(unit)
         self._bytes += len(data)
@@ -36,7 +42,8 @@ class SegmentCutter:
 
     def _due(self, unit: AccessUnit) -> bool:
         age = unit.dts - self._cut_at
-        return (unit.keyframe and age >= CUT_TICKS) or age >= FORCED_CUT_TICKS or self._bytes >= SEGMENT_BYTES
+        full = self._bytes + len(unit.data) >= SEGMENT_BYTES
+        return (unit.keyframe and age >= CUT_TICKS) or age >= FORCED_CUT_TICKS or full
 
     def _begin(self, unit: AccessUnit) -> None:
         if self._writer is not None:

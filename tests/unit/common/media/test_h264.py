@@ -49,6 +49,14 @@ def test_only_an_idr_is_a_key_frame() -> None:
     assert not h264.is_keyframe(b"\x00\x00\x01")
 
 
+def test_what_stands_before_a_picture_is_none_of_it() -> None:
+    assert not h264.has_slice(b"")
+    assert not h264.has_slice(DELIMITER + SETS + b"\x00\x00\x01\x06\x05\x01")
+    assert not h264.has_slice(b"\x00\x00\x01")
+    assert h264.has_slice(DELIMITER + INTER)
+    assert h264.has_slice(SETS + IDR)
+
+
 def test_parameter_sets_are_taken_out_of_a_picture() -> None:
     picture = DELIMITER + SETS + b"\x00\x00\x01\x06\x05\x01" + IDR
     assert h264.parameter_sets(picture) == SETS
