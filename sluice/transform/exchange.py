@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import av
 
 from services.common.media.clock import ORIGIN_TICKS
-from services.common.media.mpegts import CLOCK_HZ, LARGEST_BOUNDED, AccessUnit, Codec, Demuxer, Muxer, unwrap
+from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, Muxer, unwrap
 from sluice.client import ApiError, Delivery, Session, SluiceClient, Stream, UnreachableError
 from sluice.transform.arguments import Change
 from sluice.transform.display import Display
@@ -33,7 +33,6 @@ WARM_UP_S: Final = 5.0  # live: a pipeline that shows nothing for so long may ne
 LAST_WORD_S: Final = 5.0  # when the play stream has ended, for the publisher's answer that says why
 AHEAD: Final = 16  # encoded pictures that wait to be sent
 SENT_BITS_PER_S: Final = 40e6  # the platform cuts a publisher off above 50 Mbit/s, also one that is only fast
-PES_ROOM: Final = LARGEST_BOUNDED - 64  # a larger picture is whole to a receiver when the next one begins
 ORDERLY: Final = frozenset({None, "", "input_ended"})  # what a session's end reason is when all went well
 
 T = TypeVar("T")
@@ -174,16 +173,15 @@ class Exchange:
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         muxer = Muxer()
-        index, alone = 0, False
+        first = True
         while (picture := await self._ready.get()) is not None:
             unit = picture.unit
-            if index > 1 or alone:
+            if not first:
                 await self._open.wait()
                 await self._room(len(unit.data))
                 if self._job.realtime:
                     await self._due(unit.pts)
-            alone = index == 0 and len(unit.data) <= PES_ROOM
-            index += 1
+            first = False
             pts = ORIGIN_TICKS + unit.pts
             tables = muxer.begin_segment() if unit.keyframe else b""
             data = tables + muxer.write(replace(unit, pts=pts, dts=pts))
