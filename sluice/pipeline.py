@@ -1,4 +1,4 @@
-"""What the author of a pipeline imports: the class to write, its parameters, a frame. No torch, no numpy.
+"""What the author of a pipeline imports: the class to write, its parameters, its frames. No torch, no numpy.
 
 A pipeline is a class with a name, declared parameters and one method that turns a frame into a frame:
 
@@ -14,6 +14,18 @@ Parameters come as a mapping with each call, not as attributes of the pipeline: 
 which changes between frames and never within one; the pipeline holds no second copy to go stale; and the keys
 are those of the JSON that a client sends, so there is one spelling to search for. The mapping has every
 declared parameter, validated against `schema()`, so its values are `Any` and need no checks in `process`.
+
+Sound goes round a pipeline and meets its picture again behind it. One that says so gets the sound as well:
+
+    class Night(Pipeline):
+        name, version, description = "night", "1.0", "Darker and quieter."
+        processes_audio = True
+
+        def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+            return frame.with_rgb(frame.rgb // 4)
+
+        def process_audio(self, frame: AudioFrame, params: Mapping[str, Any]) -> AudioFrame:
+            return frame.with_samples(frame.samples * np.float32(0.25))
 
 A mistake in the class body is a `TypeError` where the class is defined; not at the first stream.
 """
@@ -33,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TICKS_PER_SECOND: Final = 90_000  # the unit of a frame's pts, as in MPEG-TS and in RTP video
+SAMPLE_RATE: Final = 48_000  # of all sound, whatever its source's was
 
 _NAME: Final = re.compile(r"(?=.{1,64}\Z)[a-z0-9]+(?:[-_.][a-z0-9]+)*")
 _VERSION: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*(?:[-+][0-9A-Za-z.-]+)?")
@@ -177,6 +190,32 @@ class VideoFrame:
         return replace(self, rgb=rgb)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AudioFrame:
+    """Some sound, about a fiftieth of a second, and its time.
+
+    samples: float32 (2, N), left and right, -1..1, `SAMPLE_RATE` a second; (1, N) is the same on both sides.
+    pts: presentation time of the first sample in ticks of 1/90000 s.
+    Whoever receives a frame may keep it, so nobody writes into its samples.
+    """
+
+    samples: NDArray[np.float32]
+    pts: int
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.samples.shape, self.samples.dtype.name
+        if dtype != "float32" or len(shape) != 2 or shape[0] not in {1, 2}:
+            raise TypeError(f"a frame's samples are float32 (2, N) or (1, N), not {dtype} {shape}")
+
+    @property
+    def rate(self) -> int:
+        return SAMPLE_RATE
+
+    def with_samples(self, samples: NDArray[np.float32]) -> AudioFrame:
+        """Return other sound for the same time."""
+        return replace(self, samples=samples)
+
+
 class Pipeline:
     """What an author writes. One instance serves one stream, from one thread, and may remember its frames."""
 
@@ -185,7 +224,7 @@ class Pipeline:
     description: ClassVar[str]
     params: ClassVar[Mapping[str, Param]] = MappingProxyType({})
     slots_per_engine: ClassVar[int] = 1  # how many streams one engine can serve at once
-    processes_audio: ClassVar[bool] = False
+    processes_audio: ClassVar[bool] = False  # with it, a stream's sound is what `process_audio` returns
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -203,6 +242,12 @@ class Pipeline:
             )
         if cls.process is Pipeline.process:
             raise TypeError(f"{cls.__qualname__}.process: missing; it makes a frame of a frame")
+        if type(cls.processes_audio) is not bool:
+            raise TypeError(f"{cls.__qualname__}.processes_audio: {cls.processes_audio!r} is not a bool")
+        if cls.processes_audio and cls.process_audio is Pipeline.process_audio:
+            raise TypeError(f"{cls.__qualname__}.process_audio: missing, for processes_audio is True")
+        if not cls.processes_audio and cls.process_audio is not Pipeline.process_audio:
+            raise TypeError(f"{cls.__qualname__}.process_audio: never called, for processes_audio is False")
         for name, param in cls.params.items():
             if problem := _problem_with(name, param):
                 raise TypeError(f"{cls.__qualname__}.params[{name!r}]: {problem}")
@@ -213,6 +258,14 @@ class Pipeline:
 
     def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
         """Return a new picture for the same pts. `params` has a value for each of the declared parameters."""
+        raise NotImplementedError
+
+    def process_audio(self, frame: AudioFrame, params: Mapping[str, Any]) -> AudioFrame:
+        """Return other sound for the same pts, as many samples; `params` as for `process`.
+
+        Called on the same thread, with what is heard before a picture before `process` is called with that
+        picture. What is returned is held until its picture is shown: sound may be quick, but not early.
+        """
         raise NotImplementedError
 
     def close(self) -> None:

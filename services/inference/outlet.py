@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -12,8 +13,8 @@ from services.common.errors import SluiceError
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Muxer
 from services.common.trickle.protocol import ChannelClosedError
 from services.common.trickle.publisher import Publisher
-from services.inference.intake import Intake
-from services.inference.packets import Media
+from services.inference.intake import SOUNDS, Intake
+from services.inference.packets import Media, Sound
 from services.inference.supervisor import SessionFailedError
 
 log = structlog.get_logger()
@@ -30,30 +31,36 @@ def cuts(begun_pts: int, packet: Media) -> bool:
 
 
 class Outlet:
-    """Publishes `packets` until they end. A segment that breaks is given up; a key frame begins the next."""
+    """Publishes `packets` until they end. A segment that breaks is given up; a key frame begins the next.
+
+    `sound` says which sound there is to be announced; it is asked for each segment.
+    """
 
     def __init__(
         self,
         publisher: Publisher,
         packets: Intake,
         *,
+        sound: Callable[[], Codec | None],
         ask_keyframe: Callable[[], Awaitable[None]],
         lost_after_s: float,
     ) -> None:
         self._publisher = publisher
         self._packets = packets
+        self._sound = sound
         self._ask_keyframe = ask_keyframe
         self._lost_after_s = lost_after_s
         self._muxer = Muxer()
+        self._waiting: deque[Sound] = deque(maxlen=SOUNDS)  # for a segment; its picture may come after it
         self._now = asyncio.get_running_loop().time
         self._failing_since_s: float | None = None
 
     async def run(self) -> None:
         """Raises SessionFailedError when the bridge is lost."""
-        packet = await self._packets.get()
-        while packet is not None:
+        picture = await self._next_picture()
+        while picture is not None:
             try:
-                packet = await self._segment(packet)
+                picture = await self._segment(picture)
             except ChannelClosedError as error:
                 raise SessionFailedError(BRIDGE_LOST, "the output channel is closed") from error
             except SluiceError as error:
@@ -62,7 +69,7 @@ class Outlet:
                 log.warning("an output segment broke", error=error.message)
                 if now_s - self._failing_since_s >= self._lost_after_s:
                     raise SessionFailedError(BRIDGE_LOST, f"output: {error.message}") from error
-                packet = await self._next_keyframe()
+                picture = await self._next_keyframe()
         try:
             await self._publisher.close()
         except SluiceError as error:
@@ -71,19 +78,34 @@ class Outlet:
     async def _segment(self, first: Media) -> Media | None:
         """Write the segment that `first` begins; returns what begins the next one."""
         async with self._publisher.segment() as segment:
+            self._muxer.change_audio(self._sound())
             await segment.write(self._muxer.begin_segment() + self._muxed(first))
+            while self._waiting:
+                await segment.write(self._muxed(self._waiting.popleft()))
             while (packet := await self._packets.get()) is not None:
-                if cuts(first.pts, packet):
+                if isinstance(packet, Media) and cuts(first.pts, packet):
                     return packet
                 await segment.write(self._muxed(packet))
                 self._failing_since_s = None
         return None
 
-    def _muxed(self, packet: Media) -> bytes:
-        return self._muxer.write(AccessUnit(Codec.H264, packet.pts, packet.dts, packet.data, packet.keyframe))
+    def _muxed(self, packet: Media | Sound) -> bytes:
+        if isinstance(packet, Media):
+            unit = AccessUnit(Codec.H264, packet.pts, packet.dts, packet.data, packet.keyframe)
+        elif packet.codec is self._muxer.audio:
+            unit = AccessUnit(packet.codec, packet.pts, packet.pts, packet.data, keyframe=True)
+        else:
+            self._packets.dropped_sounds += 1  # it was not announced: new tables come with the next segment
+            return b""
+        return self._muxer.write(unit)
+
+    async def _next_picture(self) -> Media | None:
+        while isinstance(packet := await self._packets.get(), Sound):
+            self._waiting.append(packet)
+        return packet
 
     async def _next_keyframe(self) -> Media | None:
         await self._ask_keyframe()
-        while (packet := await self._packets.get()) is not None and not packet.keyframe:
+        while (picture := await self._next_picture()) is not None and not picture.keyframe:
             self._packets.dropped += 1
-        return packet
+        return picture

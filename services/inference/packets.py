@@ -18,14 +18,18 @@ from typing import Any, Final, TypeAlias
 from prometheus_client import Counter
 
 from services.common.errors import InvalidError
+from services.common.media.mpegts import Codec
 
 PIPE_BYTES: Final = Counter(
     "sluice_pipe_bytes_total", "Bytes through the pipe between supervisor and engine.", ["direction"]
 )
 MEDIA: Final = 1
 MESSAGE: Final = 2
+SOUND: Final = 3
 LENGTH: Final = struct.Struct(">I")
 MEDIA_HEADER: Final = struct.Struct(">Hqq?")
+SOUND_HEADER: Final = struct.Struct(">HBq")
+SOUND_CODECS: Final = (Codec.AAC, Codec.OPUS)  # a codec's number on the pipe is its place
 MAX_FRAME_BYTES: Final = 16 << 20  # a key frame of 4K at a silly bitrate; above it is garbage
 READ_BYTES: Final = 64 * 1024
 
@@ -42,6 +46,16 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True)
+class Sound:
+    """One ADTS frame or one Opus packet, its time in 90 kHz ticks."""
+
+    slot: int
+    codec: Codec
+    pts: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """Anything but media: a `type`, the slot that it is about (-1: the engine itself) and fields of JSON."""
 
@@ -50,17 +64,23 @@ class Message:
     fields: Mapping[str, Any]
 
 
-Packet: TypeAlias = Media | Message
+Packet: TypeAlias = Media | Sound | Message
 
 
 def encode(packet: Packet) -> bytes:
     if isinstance(packet, Media):
-        header = MEDIA_HEADER.pack(packet.slot, packet.pts, packet.dts, packet.keyframe)
-        return b"".join(
-            (LENGTH.pack(1 + len(header) + len(packet.data)), bytes((MEDIA,)), header, packet.data)
+        return _framed(
+            MEDIA, MEDIA_HEADER.pack(packet.slot, packet.pts, packet.dts, packet.keyframe), packet.data
         )
+    if isinstance(packet, Sound):
+        codec = SOUND_CODECS.index(packet.codec)
+        return _framed(SOUND, SOUND_HEADER.pack(packet.slot, codec, packet.pts), packet.data)
     body = json.dumps({"type": packet.type, "slot": packet.slot, "fields": packet.fields}).encode()
-    return b"".join((LENGTH.pack(1 + len(body)), bytes((MESSAGE,)), body))
+    return _framed(MESSAGE, b"", body)
+
+
+def _framed(kind: int, header: bytes, body: bytes) -> bytes:
+    return b"".join((LENGTH.pack(1 + len(header) + len(body)), bytes((kind,)), header, body))
 
 
 class Decoder:
@@ -94,6 +114,11 @@ def _decode(frame: bytes) -> Packet:
             raise InvalidError("a media packet without its header")
         slot, pts, dts, keyframe = MEDIA_HEADER.unpack_from(body)
         return Media(slot, pts, dts, keyframe, body[MEDIA_HEADER.size :])
+    if kind == SOUND:
+        if len(body) < SOUND_HEADER.size or body[2] >= len(SOUND_CODECS):
+            raise InvalidError("a packet of sound without its header")
+        slot, codec, pts = SOUND_HEADER.unpack_from(body)
+        return Sound(slot, SOUND_CODECS[codec], pts, body[SOUND_HEADER.size :])
     if kind != MESSAGE:
         raise InvalidError("a packet of an unknown kind", kind=kind)
     try:

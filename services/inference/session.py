@@ -32,14 +32,16 @@ from services.common.trickle.subscriber import ReceivedSegment, Subscriber
 from services.inference.announcer import Announcer
 from services.inference.intake import Intake
 from services.inference.outlet import BRIDGE_LOST, Outlet
-from services.inference.packets import Media, Packet
+from services.inference.packets import SOUND_CODECS, Media, Packet, Sound
 from services.inference.params import Fold, Patch
 from services.inference.supervisor import Line, SessionFailedError, Supervisor
 
 log = structlog.get_logger()
 
 FRAMES: Final = Counter("sluice_frames_total", "Pictures that left a stage.", ["stage"])
-DROPPED: Final = Counter("sluice_frames_dropped_total", "Pictures that were dropped, by where.", ["stage"])
+DROPPED: Final = Counter(
+    "sluice_frames_dropped_total", "Pictures that were dropped, by where; and sound, wherever.", ["stage"]
+)
 INFER_SECONDS: Final = Histogram(
     "sluice_infer_seconds",
     "A picture through a pipeline, with the conversion to RGB.",
@@ -124,7 +126,8 @@ class Session:
         self._output = Intake()
         self._events = Announcer(assignment.channels.events)
         self._demuxer = Demuxer()
-        self._dts: int | None = None  # of the last unit, unwrapped
+        self._dts: int | None = None  # of the last picture, unwrapped
+        self._processes_sound = False  # what the bridge keeps from us otherwise
         self._garbage_since_s: float | None = None
         self._dropped: dict[str, int] = {}  # what the counters have seen
         self._received_s: OrderedDict[int, float] = OrderedDict()  # by PTS, of pictures not yet encoded
@@ -198,6 +201,11 @@ class Session:
     async def _stream(self, http: ClientSession) -> None:
         """Raises SessionFailedError, in a group."""
         self._line = line = self._supervisor.line(self.assignment.slot, self._received)
+        self._processes_sound = any(
+            offer.processes_audio
+            for offer in self._supervisor.offers.value
+            if offer.name == self.assignment.pipeline
+        )
         await self._open(line)
         async with (
             background(
@@ -226,8 +234,8 @@ class Session:
 
     def _received(self, packet: Packet) -> None:
         """Called with what the engine says."""
-        if isinstance(packet, Media):
-            if self.report.value.state is State.STARTING:
+        if isinstance(packet, Media | Sound):
+            if isinstance(packet, Media) and self.report.value.state is State.STARTING:
                 self.report.set(replace(self.report.value, state=State.RUNNING))
             if self.assignment.live:
                 self._output.put_newest(packet)
@@ -267,6 +275,7 @@ class Session:
             ("input", self._input.dropped),
             ("inference", stats["dropped"]),
             ("output", self._output.dropped),
+            ("sound", self._input.dropped_sounds + stats["dropped_sounds"] + self._output.dropped_sounds),
         ):
             DROPPED.labels(stage).inc(total - self._dropped.get(stage, 0))
             self._dropped[stage] = total
@@ -333,18 +342,34 @@ class Session:
 
     async def _put_in(self, units: list[AccessUnit]) -> None:
         for unit in units:
-            if unit.codec is not Codec.H264:
-                continue  # sound stays with the bridge
-            self._dts = dts = unit.dts if self._dts is None else unwrap(self._dts, unit.dts)
-            packet = Media(self.assignment.slot, unwrap(dts, unit.pts), dts, unit.keyframe, unit.data)
-            self._received_s[packet.pts] = time.monotonic()
-            if len(self._received_s) > UNDER_WAY:
-                self._received_s.popitem(last=False)
+            packet = self._packet(unit)
+            if packet is None:
+                continue
             if self.assignment.live:
                 self._input.put_newest(packet)
             else:
                 await self._input.room()
                 self._input.put(packet)
+
+    def _packet(self, unit: AccessUnit) -> Media | Sound | None:
+        """`unit` for the engine; None if it has no use for it. Sound never comes before a picture."""
+        slot = self.assignment.slot
+        if unit.codec is not Codec.H264:
+            if not self._processes_sound or self._dts is None or unit.codec not in SOUND_CODECS:
+                return None
+            return Sound(slot, unit.codec, unwrap(self._dts, unit.pts), unit.data)
+        self._dts = dts = unit.dts if self._dts is None else unwrap(self._dts, unit.dts)
+        pts = unwrap(dts, unit.pts)
+        self._received_s[pts] = time.monotonic()
+        if len(self._received_s) > UNDER_WAY:
+            self._received_s.popitem(last=False)
+        return Media(slot, pts, dts, unit.keyframe, unit.data)
+
+    def _sound(self) -> Codec | None:
+        """What goes into the tables of the output: the sound of the input, if the pipeline processes it."""
+        if not self._processes_sound:
+            return None
+        return next((codec for codec in self._demuxer.streams if codec in SOUND_CODECS), None)
 
     async def _feed(self, line: Line) -> None:
         while (packet := await self._input.get()) is not None:
@@ -358,6 +383,7 @@ class Session:
             outlet = Outlet(
                 publisher,
                 self._output,
+                sound=self._sound,
                 ask_keyframe=lambda: line.say("keyframe"),
                 lost_after_s=self._bridge_lost_after_s,
             )

@@ -21,7 +21,7 @@ from prometheus_client import Counter
 from services.common.errors import InvalidError
 from services.common.latest import Latest
 from services.common.lifecycle import background
-from services.inference.packets import Media, Message, Packet, Pipe
+from services.inference.packets import Media, Message, Packet, Pipe, Sound
 from services.inference.settings import InferenceSettings
 
 log = structlog.get_logger()
@@ -80,10 +80,10 @@ class Line:
         self._flowing_since_s = 0.0
         self._output_at_s: float | None = None
 
-    async def feed(self, media: Media) -> None:
+    async def feed(self, media: Media | Sound) -> None:
         """Send a packet; waits while the engine has enough of them."""
         now_s = self._now()
-        if now_s - self._fed_at_s >= FLOWS_WITHIN_S:
+        if isinstance(media, Media) and now_s - self._fed_at_s >= FLOWS_WITHIN_S:
             self._flowing_since_s = now_s
         self._feeding = True
         try:
@@ -91,7 +91,8 @@ class Line:
             await self._send(media)
         finally:
             self._feeding = False
-            self._fed_at_s = self._now()
+            if isinstance(media, Media):
+                self._fed_at_s = self._now()
 
     async def say(self, kind: str, **fields: object) -> None:
         await self._send(Message(kind, self.slot, fields))
@@ -107,11 +108,11 @@ class Line:
     def dispatch(self, packet: Packet) -> None:
         if isinstance(packet, Media):
             self._output_at_s = self._now()
-        elif packet.type == "taken":
+        elif isinstance(packet, Message) and packet.type == "taken":
             for _ in range(int(packet.fields["packets"])):
                 self._window.release()
             return
-        elif packet.type == "closed":
+        elif isinstance(packet, Message) and packet.type == "closed":
             self.closed.set()
             return
         self._received(packet)
@@ -122,7 +123,7 @@ class Line:
         self._window.release()  # who waits in `feed` is told
 
     def hangs(self, after_s: float) -> bool:
-        """Whether input flowed for so long into a session that had output before, and nothing came."""
+        """Whether pictures flowed for so long into a session that had output before, and none came."""
         if self._output_at_s is None:
             return False
         newest_input_s = self._now() if self._feeding else self._fed_at_s

@@ -81,6 +81,16 @@ class Neighbours:
     async def open_bridge(
         self, session: Session, *, overdraft_s: float, processes_audio: bool
     ) -> bridge_pb2.Channels:
+        """Make the channels of the session's epoch. Where the sound goes is decided here, once."""
+        return await self._open(session, overdraft_s=overdraft_s, processes_audio=processes_audio)
+
+    async def extend_credit(self, session: Session, *, overdraft_s: float) -> None:
+        """Tell the bridge of newer credit; the channels stay as they are, and what goes through them."""
+        await self._open(session, overdraft_s=overdraft_s, processes_audio=False)  # unsaid, on the wire
+
+    async def _open(
+        self, session: Session, *, overdraft_s: float, processes_audio: bool
+    ) -> bridge_pb2.Channels:
         bridge = bridge_pb2_grpc.BridgeStub(self.channels.to(session.bridge))
         request = bridge_pb2.OpenRequest(
             session=session.id,

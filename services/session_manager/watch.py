@@ -238,9 +238,7 @@ class Watch:
             except ConflictError:
                 continue  # it ended; the watcher of the record says so
             try:
-                await self._neighbours.open_bridge(
-                    self.session, overdraft_s=overdraft_s, processes_audio=False
-                )
+                await self._neighbours.extend_credit(self.session, overdraft_s=overdraft_s)
             except SluiceError as error:
                 log.warning("bridge not told of credit", session=self.session.id, reason=error.reason)
 

@@ -6,15 +6,14 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from aiohttp import web
 
 from protos.events.v1 import events_pb2
 from protos.inference.v1 import runner_pb2, runner_pb2_grpc
@@ -25,18 +24,19 @@ from services.common.grpc_client import call, channel, stream
 from services.common.lifecycle import background
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer, Muxer
 from services.common.topology import RUNNERS, heartbeat
+from services.common.trickle.exchange import Exchange
 from services.common.trickle.protocol import ChannelLimits
 from services.common.trickle.registry import Registry
 from services.common.trickle.server import serve_trickle, trickle_app
 from services.inference import session
 from services.inference.__main__ import serve
-from services.inference.packets import Media
+from services.inference.packets import Media, Sound
 from services.inference.settings import InferenceSettings
-from tests.support.engine import FRAME, START, decoded, video
+from tests.support.engine import FRAME, START, decoded, mixed, sound, video
 from tests.support.nats import NatsServer, nats_server
 
 PIPELINES = ",".join(
-    ["passthrough", *(f"tests.support.pipelines:{name}" for name in ("Grey", "Slow", "Broken"))]
+    ["passthrough", *(f"tests.support.pipelines:{name}" for name in ("Grey", "Slow", "Broken", "Negative"))]
 )
 State = runner_pb2.SlotReport.State
 LIMITS = ChannelLimits(depth=64)
@@ -61,22 +61,27 @@ class Bridge:
         paths = {"in": opened["in"].read_path, "control": opened["control"].read_path}
         paths |= {kind: opened[kind].write_path for kind in ("out", "events", "data")}
         self.channels = bridge_pb2.Channels(**{kind: base + path for kind, path in paths.items()})
-        self._muxer = Muxer()
+        self.muxer = Muxer()
         self._writer: Any = None
         self.out: list[Media] = []
+        self.sound: list[Sound] = []
         self.segments: list[list[Media]] = []
         self.out_closed = False
         self.events: list[dict[str, Any]] = []
 
-    def push(self, packets: list[Media]) -> None:
-        """Publish pictures; each key frame begins a segment."""
+    def push(self, packets: Sequence[Media | Sound]) -> None:
+        """Publish; each key frame begins a segment."""
         for packet in packets:
+            if isinstance(packet, Sound):
+                unit = AccessUnit(packet.codec, packet.pts, packet.pts, packet.data, keyframe=True)
+                self._writer.write(self.muxer.write(unit))
+                continue
             if packet.keyframe or self._writer is None:
                 self._end_segment()
                 self._writer = self._in.begin_segment(random_access=packet.keyframe)
-                self._writer.write(self._muxer.begin_segment())
+                self._writer.write(self.muxer.begin_segment())
             unit = AccessUnit(Codec.H264, packet.pts, packet.dts, packet.data, packet.keyframe)
-            self._writer.write(self._muxer.write(unit))
+            self._writer.write(self.muxer.write(unit))
 
     def push_bytes(self, data: bytes) -> None:
         self._writer = self._writer or self._in.begin_segment()
@@ -114,7 +119,9 @@ class Bridge:
         await asyncio.Event().wait()
 
     def _keep(self, units: list[AccessUnit]) -> None:
-        media = [Media(0, unit.pts, unit.dts, unit.keyframe, unit.data) for unit in units]
+        pictures = [unit for unit in units if unit.codec is Codec.H264]
+        self.sound += [Sound(0, unit.codec, unit.pts, unit.data) for unit in units if unit not in pictures]
+        media = [Media(0, unit.pts, unit.dts, unit.keyframe, unit.data) for unit in pictures]
         self.out += media
         self.segments[-1] += media
 
@@ -218,18 +225,15 @@ async def running(nats: NatsServer, **more: Any) -> AsyncIterator[Runner]:
     )
     registry, requests = Registry(), list[tuple[str, str]]()
 
-    @web.middleware
-    async def note(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        requests.append((request.method, request.headers.get("traceparent", "")))
-        return await handler(request)
-
     app = trickle_app(registry)
-    app.middlewares.append(note)
+
+    async def noted(exchange: Exchange) -> None:
+        requests.append((exchange.head.method, exchange.head.headers.get("traceparent", "")))
+        await app.handle(exchange)
+
     async with (
         connect(nats.url, "test") as bus,
-        serve_trickle(app, "127.0.0.1:0", 1.0) as trickle_port,
+        serve_trickle(replace(app, handle=noted), "127.0.0.1:0", 1.0) as trickle_port,
         serve(bus, settings) as port,
         channel(f"127.0.0.1:{port}") as open_channel,
     ):
@@ -489,7 +493,7 @@ async def test_a_runner_is_known_by_its_advert_and_its_heartbeats(runner: Runner
         while (known := await advert()) is None:
             await asyncio.sleep(0.05)
     assert known.address == f"127.0.0.1:{runner.port}"
-    assert [offer.name for offer in known.pipelines] == ["passthrough", "grey", "slow", "broken"]
+    assert [offer.name for offer in known.pipelines] == ["passthrough", "grey", "slow", "broken", "negative"]
     assert json.loads(known.pipelines[1].params_schema)["properties"]["level"]["maximum"] == 255
     async with runner.bridge() as bridge:
         await runner.attach(bridge)
@@ -542,3 +546,57 @@ async def test_the_trace_of_the_attach_goes_on_at_the_bridge(runner: Runner) -> 
         await runner.watch()
         assert {method for method, _ in runner.requests} == {"GET", "POST", "DELETE"}
         assert all(trace[3:35] in parent for _, parent in runner.requests)
+
+
+# --- sound
+
+
+@pytest.mark.parametrize("codec", [Codec.AAC, Codec.OPUS])
+async def test_sound_comes_back_with_the_pictures_of_a_pipeline_that_processes_it(
+    runner: Runner, codec: Codec
+) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge, "negative")
+        watching = asyncio.create_task(runner.watch())
+        pictures, sounds = video(90), [one for one in sound(3, codec) if one.pts >= START]
+        bridge.muxer.change_audio(codec)
+        bridge.push(mixed(pictures, sounds))
+        bridge.finish()
+        assert (await watching).state == State.STATE_FINISHED
+        await until(lambda: bridge.out_closed)
+        assert [one.pts for one in bridge.out] == [one.pts for one in pictures]
+        assert {one.codec for one in bridge.sound} == {codec}
+        assert len(bridge.sound) == pytest.approx(len(sounds), abs=3)
+        assert bridge.sound[0].pts == pytest.approx(sounds[0].pts, abs=2000)
+        assert bridge.sound[-1].pts == pytest.approx(sounds[-1].pts, abs=2000)
+        assert {one.data for one in bridge.sound}.isdisjoint({one.data for one in sounds[10:-10]})
+
+
+async def test_sound_that_begins_later_is_announced_with_the_next_segment(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge, "negative")
+        watching = asyncio.create_task(runner.watch())
+        bridge.push(video(60))
+        bridge.muxer.change_audio(Codec.OPUS)
+        later = START + 60 * FRAME
+        sounds = [one for one in sound(4, start=later) if one.pts >= later]
+        bridge.push(mixed(video(120, start=later), sounds))
+        bridge.finish()
+        assert (await watching).state == State.STATE_FINISHED
+        await until(lambda: bridge.out_closed)
+        assert len(bridge.out) == 180
+        assert len(bridge.sound) > len(sounds) / 3
+        assert bridge.sound[-1].pts == pytest.approx(sounds[-1].pts, abs=2000)
+
+
+async def test_sound_for_a_pipeline_that_does_not_process_it_goes_nowhere(runner: Runner) -> None:
+    async with runner.bridge() as bridge:
+        await runner.attach(bridge, "passthrough")
+        watching = asyncio.create_task(runner.watch())
+        bridge.muxer.change_audio(Codec.OPUS)
+        bridge.push(mixed(video(60), [one for one in sound(2) if one.pts >= START]))
+        bridge.finish()
+        assert (await watching).state == State.STATE_FINISHED
+        await until(lambda: bridge.out_closed)
+        assert len(bridge.out) == 60
+        assert bridge.sound == []

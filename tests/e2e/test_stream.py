@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,25 +13,7 @@ import pytest
 
 from tests.support import publisher
 from tests.support.stack import Stack, until
-
-
-def record(url: str, path: Path) -> threading.Thread:
-    """Watch `url` into `path` until it ends, as `curl -o` does."""
-
-    def work() -> None:
-        with httpx.stream("GET", url, timeout=60) as answer, path.open("wb") as out:
-            answer.raise_for_status()
-            for chunk in answer.iter_bytes():
-                out.write(chunk)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
-
-
-def finish(process: subprocess.Popen[bytes], within_s: float = 60) -> int:
-    process.communicate(timeout=within_s)
-    return process.returncode
+from tests.support.viewer import finish, record
 
 
 def test_a_published_stream_is_transformed_and_watched_with_its_sound(stack: Stack, tmp_path: Path) -> None:

@@ -60,6 +60,36 @@ def clip(
     return path
 
 
+def flashes(path: Path, seconds: int, *, size: tuple[int, int] = (320, 240), fps: int = 25) -> Path:
+    """MPEG-TS as a camera would send it: each second a tenth of a second of white, and of 1 kHz."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        video = container.add_stream("libx264", rate=fps)
+        assert isinstance(video, av.VideoStream)
+        video.width, video.height, video.pix_fmt = *size, "yuv420p"
+        video.gop_size, video.max_b_frames = fps, 0
+        video.options = {"preset": "ultrafast", "tune": "zerolatency"}
+        sound = container.add_stream("aac", rate=48_000, layout="stereo")
+        assert isinstance(sound, av.AudioStream)
+        sound.codec_context.bit_rate = 128_000
+        samples = 0
+        for number in range(seconds * fps):
+            lit = number >= fps and number % fps < fps // 8
+            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 235 if lit else 20, np.uint8))
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            container.mux(video.encode(frame))
+            while samples * fps < (number + 1) * 48_000:
+                at = np.arange(samples, samples + 1024)
+                loud = (at >= 48_000) & (at % 48_000 < 4_800)
+                wave = (np.sin(at * (2 * np.pi * 1000 / 48_000)) * 0.5 * loud).astype(np.float32)
+                part = av.AudioFrame.from_ndarray(np.tile(wave, (2, 1)), "fltp", "stereo")
+                part.sample_rate, part.time_base, part.pts = 48_000, Fraction(1, 48_000), samples
+                container.mux(sound.encode(part))
+                samples += 1024
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+    return path
+
+
 def sound_only(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         sound = container.add_stream("aac", rate=48_000, layout="stereo")

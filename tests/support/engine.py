@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from services.common.media.codec import DecodedFrame, VideoDecoder, VideoEncoder
-from services.inference.packets import BlockingPipe, Media, Message, Packet
+from services.common.media.mpegts import Codec
+from services.common.media.sound import RATE, AudioEncoder, Samples
+from services.inference.packets import BlockingPipe, Media, Message, Packet, Sound
 
 FRAME = 3000  # ticks at 30 fps
 START = 90_000
@@ -32,6 +34,27 @@ def video(
         units = encoder.encode(rgb, start + index * FRAME, keyframe=index % every == 0)
         packets += [Media(0, unit.pts, unit.dts, unit.keyframe, unit.data) for unit in units]
     return packets
+
+
+def chirp(seconds: float) -> Samples:
+    """A tone that rises from 200 Hz to 8 kHz, like nothing but itself at any other place."""
+    at = np.arange(round(seconds * RATE)) / RATE
+    rising = np.sin(2 * np.pi * (200 * at + (8000 - 200) / 2 * at**2 / seconds)).astype(np.float32)
+    return np.stack([rising, rising]) * np.float32(0.5)
+
+
+def sound(seconds: float, codec: Codec = Codec.OPUS, *, start: int = START) -> list[Sound]:
+    """A chirp in packets."""
+    encoder, samples = AudioEncoder(codec), chirp(seconds)
+    units = []
+    for first in range(0, samples.shape[1], 960):
+        units += encoder.encode(samples[:, first : first + 960], start + first * 15 // 8)
+    return [Sound(0, unit.codec, unit.pts, unit.data) for unit in units + encoder.flush()]
+
+
+def mixed(pictures: Sequence[Media], sounds: Sequence[Sound]) -> list[Media | Sound]:
+    """As a publisher interleaves them."""
+    return sorted([*pictures, *sounds], key=lambda one: one.pts)
 
 
 def decoded(packets: Sequence[Media]) -> list[DecodedFrame]:
@@ -97,6 +120,9 @@ class EngineChild:
 
     def media(self) -> list[Media]:
         return [packet for packet in self.said if isinstance(packet, Media)]
+
+    def sound(self) -> list[Sound]:
+        return [packet for packet in self.said if isinstance(packet, Sound)]
 
     def messages(self, kind: str) -> list[Message]:
         return [packet for packet in self.said if isinstance(packet, Message) and packet.type == kind]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from sluice.pipeline import Apply, Param, Pipeline, VideoFrame
+from sluice.pipeline import Apply, AudioFrame, Param, Pipeline, VideoFrame
 
 
 class Slow(Pipeline):
@@ -61,3 +62,64 @@ class Odd(Pipeline):
 
     def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
         return frame.with_rgb(frame.rgb[1:, 1:])
+
+
+class Negative(Pipeline):
+    """Processes both, and shows it."""
+
+    name, version, description = "negative", "1.0", "The negative of the picture, and quiet sound."
+    processes_audio = True
+    params: ClassVar = {
+        "gain": Param(default=0.25, help="Of the sound.", minimum=0, maximum=1),
+        "ms": Param(default=0, help="How long a picture takes.", minimum=0, maximum=60_000),
+    }
+
+    def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+        time.sleep(params["ms"] / 1000)
+        return frame.with_rgb(~frame.rgb)
+
+    def process_audio(self, frame: AudioFrame, params: Mapping[str, Any]) -> AudioFrame:
+        return frame.with_samples(frame.samples * np.float32(params["gain"]))
+
+
+class Ordered(Pipeline):
+    """Fails when it is not given everything in order, or not on one thread."""
+
+    name, version, description = "ordered", "1.0", "Returns what it gets, which is in order."
+    processes_audio = True
+
+    def __init__(self) -> None:
+        self._pts = 0
+        self._thread = 0
+
+    def load(self) -> None:
+        self._thread = threading.get_ident()
+
+    def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+        self._check(frame.pts)
+        return frame
+
+    def process_audio(self, frame: AudioFrame, params: Mapping[str, Any]) -> AudioFrame:
+        self._check(frame.pts)
+        return frame
+
+    def _check(self, pts: int) -> None:
+        if pts < self._pts or threading.get_ident() != self._thread:
+            raise RuntimeError(f"{pts} after {self._pts}")
+        self._pts = pts
+
+
+class Curt(Pipeline):
+    """Returns what it may not."""
+
+    name, version, description = "curt", "1.0", "Cuts a sample off."
+    processes_audio = True
+    params: ClassVar = {"nothing": Param(default=False, help="Return none at all.")}
+
+    def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+        return frame
+
+    def process_audio(self, frame: AudioFrame, params: Mapping[str, Any]) -> AudioFrame:
+        if params["nothing"]:
+            return None  # type: ignore[return-value]
+        return frame.with_samples(frame.samples[:, 1:])

@@ -24,7 +24,7 @@ from services.common.telemetry import configure_logs
 from services.inference.engine.pipelines import builtin
 from services.inference.engine.stream import Stream
 from services.inference.engine.worker import Worker
-from services.inference.packets import BlockingPipe, Media, Message, Packet
+from services.inference.packets import BlockingPipe, Media, Message, Packet, Sound
 from services.inference.params import Fold, Patch
 from sluice.pipeline import Pipeline, schema
 
@@ -81,6 +81,9 @@ class Engine:
             return  # it was closed when this was sent
         if isinstance(packet, Media):
             stream.take(packet)
+            return
+        if isinstance(packet, Sound):
+            stream.take_sound(packet)
             return
         match packet.type:
             case "update":

@@ -1,7 +1,8 @@
 """One session in the engine: its packets in, pictures through a pipeline, packets out, on three threads.
 
-Decoding and encoding have threads of their own; between them `infer` runs on the pipeline's thread. The rule
-it keeps: a failure ends this stream with a reason, and never the engine.
+Decoding and encoding have threads of their own; between them `infer` runs on the pipeline's thread, where a
+pipeline that processes sound gets it too. The rule it keeps: a failure ends this stream with a reason, and
+never the engine.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from numpy.typing import NDArray
 
 from services.common.media.codec import DecodedFrame, VideoDecoder, VideoEncoder, bit_rate_for
 from services.common.media.mpegts import CLOCK_HZ
-from services.inference.engine.mailbox import Mailbox, Newest, Waiting
-from services.inference.packets import Media, Message, Packet
+from services.common.media.sound import DecodedSound
+from services.inference.engine.inbox import Inbox
+from services.inference.engine.mailbox import Waiting
+from services.inference.engine.sound import SoundTrack
+from services.inference.packets import Media, Message, Packet, Sound
 from services.inference.params import Fold, Patch
-from sluice.pipeline import Apply, Pipeline, VideoFrame, defaults
+from sluice.pipeline import Apply, AudioFrame, Pipeline, VideoFrame, defaults
 
 log = structlog.get_logger()
 
-QUEUE: Final = 4  # pictures between two threads in complete delivery
+QUEUE: Final = 4  # pictures before the encoder in complete delivery
 NOMINAL_FPS: Final = 30
 KEYFRAME_EVERY: Final = 2 * CLOCK_HZ  # a viewer that joins, or a cut to this runner, waits no longer
 UNDECODABLE_AFTER_S: Final = 5.0
@@ -66,7 +70,7 @@ class Stream:
         self._fold = fold
         self._fold_lock = threading.Lock()
         self._packets: Waiting[Media] = Waiting(1 << 16)  # the supervisor's window bounds it
-        self._pictures: Mailbox[_Picture] = Newest() if live else Waiting(QUEUE)
+        self._inbox: Inbox[_Picture, DecodedSound] = Inbox(live=live, sound=pipeline.processes_audio)
         self._results: Waiting[_Result] = Waiting(1 if live else QUEUE)
         self._keyframe_asked = threading.Event()
         self._ended = threading.Lock()  # taken by what ends the stream first
@@ -75,6 +79,11 @@ class Stream:
         self._decoded = self._encoded = 0
         self._stamps: deque[tuple[int, float, float, float, float]] = deque(maxlen=STAMPS)
         self._infer_ms = 0.0
+        self._sound: SoundTrack | None = None
+        if pipeline.processes_audio:
+            self._sound = SoundTrack(
+                slot, self._inbox, send=send, taken=self._say_taken, contained=self._contained
+            )
         self._threads = [
             threading.Thread(target=self._contained, args=(work,), name=f"{name}-{slot}", daemon=True)
             for name, work in (("decode", self._decode), ("encode", self._encode))
@@ -87,6 +96,10 @@ class Stream:
     def take(self, media: Media) -> None:
         self._packets.put(media)
 
+    def take_sound(self, sound: Sound) -> None:
+        assert self._sound is not None, sound.slot
+        self._sound.take(sound)
+
     def update(self, patch: Patch) -> None:
         with self._fold_lock:
             self._fold = self._fold.add(patch)
@@ -97,17 +110,22 @@ class Stream:
     def finish(self) -> None:
         """No more input: what is inside comes out, then `finished`."""
         self._packets.finish()
+        if self._sound is not None:
+            self._sound.finish_input()
 
     def abort(self) -> None:
         """Nothing more comes out; the threads end after what they are at."""
         self._ended.acquire(blocking=False)
-        for box in (self._packets, self._pictures, self._results):
-            box.abort()
+        for box in (self._packets, self._inbox, self._results, self._sound):
+            if box is not None:
+                box.abort()
 
     def join(self) -> None:
         """Wait until decoding and encoding are over."""
         for thread in self._threads:
             thread.join()
+        if self._sound is not None:
+            self._sound.join()
 
     def report(self) -> None:
         """Send the counts so far, and when each picture since the last report passed each stage."""
@@ -116,10 +134,11 @@ class Stream:
             "stats",
             decoded=self._decoded,
             inferred=self.inferred,
-            dropped=self._pictures.dropped,
+            dropped=self._inbox.dropped,
+            dropped_sounds=self._inbox.dropped_sounds,
             encoded=self._encoded,
-            undecodable=self._decoder.errors,
-            queued=len(self._packets) + len(self._pictures) + len(self._results),
+            undecodable=self._decoder.errors + (self._sound.errors if self._sound is not None else 0),
+            queued=len(self._packets) + len(self._inbox) + len(self._results),
             infer_ms=round(self._infer_ms, 3),
             stamps=[(pts, *(round(moment_s, 6) for moment_s in moments)) for pts, *moments in stamps],
         )
@@ -137,9 +156,13 @@ class Stream:
         complete = defaults(self.pipeline)
         revision, params = self._fold.revision, {**complete, **self._fold.params}
         applied = [(revision, Apply.LIVE)]
-        while (picture := self._pictures.get()) is not None:
+        while (following := self._inbox.get()) is not None:
+            pts, picture = following
+            if isinstance(picture, DecodedSound):
+                assert self._sound is not None
+                self._sound.put(picture, instance.process_audio(AudioFrame(picture.samples, pts), params))
+                continue
             started_s = time.monotonic()
-            pts = picture.frame.pts
             with self._fold_lock:
                 self._fold, fresh = self._fold.applied_at(pts)
                 effective, _ = self._fold.effective(pts)
@@ -159,6 +182,8 @@ class Stream:
             self._results.put(_Result(made.rgb[:height, :width], pts, tuple(applied), times_s))
             applied = []
         self._results.finish()
+        if self._sound is not None:
+            self._sound.finish_output()
 
     def _applies(self, was: Mapping[str, Any], now: Mapping[str, Any]) -> Apply:
         """The slowest way in which a parameter that changed takes effect."""
@@ -179,7 +204,7 @@ class Stream:
         keyframe_seen = False
         while (media := self._packets.get()) is not None:
             frames = self._decoder.decode(media.data, media.pts)
-            self._say("taken", packets=1)
+            self._say_taken()
             self._put(frames)
             if frames:
                 fruitless_since_s = None
@@ -193,12 +218,12 @@ class Stream:
                 self.fail("input_undecodable", f"no picture in {limit_s:.0f} s of video")
                 return
         self._put(self._decoder.flush())
-        self._pictures.finish()
+        self._inbox.finish_pictures()
 
     def _put(self, frames: list[DecodedFrame]) -> None:
         for frame in frames:
             self._decoded += 1
-            self._pictures.put(_Picture(frame, time.monotonic()))
+            self._inbox.put_picture(frame.pts, _Picture(frame, time.monotonic()))
 
     def _encode(self) -> None:
         encoder: VideoEncoder | None = None
@@ -218,6 +243,8 @@ class Stream:
                 self._send(Media(self.slot, unit.pts, unit.dts, unit.keyframe, unit.data))
             for revision, applies in result.applied:
                 self._say("applied", revision=revision, pts=result.pts, applies=applies)
+        if self._sound is not None:
+            self._sound.join()
         if self._ended.acquire(blocking=False):
             self.report()
             self._say("finished")
@@ -228,6 +255,9 @@ class Stream:
         except Exception as error:  # this is the edge of one stream
             log.exception("internal error", where=work.__name__, slot=self.slot)
             self.fail("internal_error", f"{type(error).__name__} in the engine")
+
+    def _say_taken(self) -> None:
+        self._say("taken", packets=1)
 
     def _say(self, kind: str, **fields: object) -> None:
         self._send(Message(kind, self.slot, fields))

@@ -1,7 +1,8 @@
 """One session's media: publisher in, runner, viewers out, and the meter between them.
 
 Everything here runs on one event loop, and nothing waits for a viewer, a runner or the control plane. What is
-not newer than the last delivered picture is dropped; audio waits for its picture, but not for ever.
+not newer than the last delivered picture is dropped. Sound goes round the runner, or through one that takes
+it, and either way reaches the viewers with its picture.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,12 +28,15 @@ from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, M
 from services.common.trickle.channel import Channel, ChannelReader
 from services.common.trickle.protocol import RANDOM_ACCESS, ChannelLimits
 from services.common.trickle.registry import OpenChannel, Registry
+from services.ingest.bridge.chapters import Chapters, Counts
 from services.ingest.bridge.cutter import SegmentCutter
 from services.ingest.bridge.events import Applied, Status, parse
 from services.ingest.bridge.meter import Meter, Window
 from services.ingest.bridge.outbox import Outbox
+from services.ingest.bridge.playout import Playout
 from services.ingest.bridge.rates import Rates
 from services.ingest.bridge.stages import STAGES, PictureTimes, Stage, Stages
+from services.ingest.bridge.under_way import Departure, UnderWay
 from services.ingest.settings import IngestSettings
 
 SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -54,11 +58,8 @@ DROPPED: Final = Counter("sluice_bridge_dropped_total", "Units that the bridge d
 
 TICK_S: Final = 0.1
 REPORT_S: Final = 1.0
-ARRIVALS: Final = 1024  # pictures under way whose transit can be measured: 34 s at 30 fps
-AUDIO_HELD: Final = 1500  # audio units waiting for their picture, 30 s of 20 ms; the oldest go
-AUDIO_PATIENCE_S: Final = 0.5  # beyond the usual transit, then audio goes on alone
-AUDIO_LEAST_HOLD_S: Final = 0.25
 AUDIO: Final = frozenset({Codec.AAC, Codec.OPUS})
+SOUND_BYTES: Final = 32 * 1024  # of one unit: four times the largest ADTS frame, 120 ms of Opus at 2 Mbit/s
 EVENT_MAX_BYTES: Final = 64 * 1024
 REORDERED: Final = 20  # pictures that a decoder may hold back (H.264: 16) before the first of them comes out
 FLUSH_S: Final = 10.0  # without a picture for so long after the input ended, what is missing will not come
@@ -140,19 +141,19 @@ class BridgeSession:
         # out
         self.epoch = 0
         self.runner = ""
-        self._play = SegmentCutter(self._open("play", PLAY_COMPLETE if identity.complete else PLAY), Muxer())
-        self._play_audio: Codec | None = None
+        play = self._open("play", PLAY_COMPLETE if identity.complete else PLAY)
+        self._playout = Playout(play, live=not identity.complete)
+        self._processes_audio = False
         self.out_pts = 0
         self._out_at_s: float | None = None
         self._out_ended = False
         self.frames_out = 0
         self.frames_dropped = 0
         self._runner_dropped = 0
-        self._arrivals: OrderedDict[int, tuple[float, float]] = OrderedDict()  # by PTS: arrived, sent on
+        self._under_way = UnderWay()
         self.stages = Stages(clock_name())
+        self._chapters = Chapters(identity.traceparent, now_s=now_s)
         self._exemplar = {"trace_id": identity.traceparent.split("-")[1]} if identity.traceparent else {}
-        self._transit_s = 0.0
-        self._held: deque[tuple[AccessUnit, float]] = deque(maxlen=AUDIO_HELD)
         # money
         self._meter = Meter()
         self._cut_ms = 0
@@ -210,7 +211,8 @@ class BridgeSession:
 
     def announce(self, streams: tuple[Codec, ...]) -> None:
         """Say what the publisher's tables list: viewers' are written before the first sound is there."""
-        self._audio = self._audio or next((codec for codec in streams if codec in AUDIO), None)
+        self._audio = _sound_among(streams) or self._audio
+        self._offer_sound(self._audio)
 
     def push(self, unit: AccessUnit, arrived_s: float) -> None:
         """Take one unit of the publisher, whose last byte was read at `arrived_s`."""
@@ -218,7 +220,7 @@ class BridgeSession:
             return
         if unit.codec is Codec.H264:
             self._push_picture(unit, arrived_s)
-        elif unit.codec in AUDIO and self._audio in {None, unit.codec}:
+        elif unit.codec in AUDIO and self._audio in {None, unit.codec} and _fits(unit):
             self._push_audio(unit)
 
     def _push_picture(self, unit: AccessUnit, arrived_s: float) -> None:
@@ -241,18 +243,26 @@ class BridgeSession:
         FRAMES.labels("in").inc()
         self._rates.count_in(now_s)
         self._in.write(stamped)
-        self._arrivals[stamped.pts] = arrived_s, self._now_s()
-        if len(self._arrivals) > ARRIVALS:
-            self._arrivals.popitem(last=False)
+        self._under_way.went(Departure(stamped.pts, arrived_s, self._now_s()))
+        self._play_sound()
 
     def _push_audio(self, unit: AccessUnit) -> None:
         stamped = self._timeline.stamp(unit, self._wall_s())
         if stamped is None:
             return
         self._audio = unit.codec
-        if len(self._held) == AUDIO_HELD:
-            DROPPED.labels("audio_held_too_long").inc()
-        self._held.append((stamped, self._now_s()))
+        self._offer_sound(unit.codec)
+        if not self._processes_audio:
+            self._hear(stamped)
+        elif unit.codec is self._in.muxer.audio:
+            self._in.write(stamped)
+
+    def _offer_sound(self, codec: Codec | None) -> None:
+        """Announce the publisher's sound to whoever gets it: the runner or the viewers."""
+        if self._processes_audio:
+            self._in.muxer.change_audio(codec)
+        else:
+            self._playout.audio = codec
 
     async def room(self) -> None:
         """With `complete` delivery, wait until the output is close enough behind; live never waits."""
@@ -261,7 +271,7 @@ class BridgeSession:
         ahead = round(self._settings.complete_ahead_s * CLOCK_HZ)
         while self.frames_in and not self.closed.done():
             delivered = self.out_pts or self._first_pts
-            if self._in_pts - delivered <= ahead or len(self._arrivals) <= REORDERED:
+            if self._in_pts - delivered <= ahead or len(self._under_way) <= REORDERED:
                 return
             self._holding = True
             try:
@@ -272,7 +282,8 @@ class BridgeSession:
 
     @property
     def _first_pts(self) -> int:
-        return next(iter(self._arrivals), self._in_pts)
+        earliest = self._under_way.next_pts
+        return self._in_pts if earliest is None else earliest
 
     def _wall_s(self) -> float:
         """What the timeline takes for wall time: with `complete` delivery, a wait is no gap in the media."""
@@ -296,6 +307,11 @@ class BridgeSession:
             self._open("control", MESSAGES, "application/json")
             self._open("events", MESSAGES, "application/json")
             self._open("data", MESSAGES, "application/jsonl")
+            self._processes_audio = request.processes_audio  # an `Open` that extends the credit says nothing
+            if self._processes_audio:
+                self._playout.audio = None
+                self._playout.fall_silent()
+                self._offer_sound(self._audio)
         self.runner = request.runner or self.runner
         self._paid_until_ms = max(self._paid_until_ms or 0, request.paid_until_ms)
         self._overdraft_ms = request.overdraft_ms
@@ -320,7 +336,7 @@ class BridgeSession:
                     group.create_task(self._tick(), name="tick"),
                 ]
                 await asyncio.shield(self.closed)
-                self._play.end()
+                self._playout.end()
                 for kind in ("in", "control", "play"):
                     self._registry.close(self._name(kind))
                 for task in tasks:
@@ -329,6 +345,7 @@ class BridgeSession:
             self.close("internal_error", "the session failed inside; it was reported")
             for kind in self._channels:
                 self._registry.close(self._name(kind))
+            self._end_segment()
             await asyncio.shield(self._cut_windows(final=True))
 
     async def _opened(self) -> None:
@@ -342,20 +359,28 @@ class BridgeSession:
             if segment.lost:
                 DROPPED.labels("output_segments").inc(segment.lost)
             async for data in segment:
-                for unit in demuxer.feed(data):
-                    self._deliver(unit)
-            for unit in demuxer.end_segment():
-                self._deliver(unit)
+                self._deliver(demuxer.feed(data), demuxer.streams)
+            self._deliver(demuxer.end_segment(), demuxer.streams)
         self._out_ended = True
-        self._release_audio(everything=True)
+        self._playout.finish()
         self.changed.set(None)
         await asyncio.Event().wait()
 
-    def _deliver(self, unit: AccessUnit) -> None:
+    def _deliver(self, units: Iterable[AccessUnit], streams: tuple[Codec, ...]) -> None:
+        """Pass on what the runner returned; `streams` is what its tables list."""
+        if self._processes_audio:
+            self._playout.audio = _sound_among(streams)
+        for unit in units:
+            if unit.codec is Codec.H264:
+                self._deliver_picture(unit)
+            elif self._processes_audio and unit.codec in AUDIO and _fits(unit):
+                pts = unwrap(self._in_pts, unit.pts)
+                self._hear(replace(unit, pts=pts, dts=pts))
+            else:
+                DROPPED.labels("unexpected_codec").inc()
+
+    def _deliver_picture(self, unit: AccessUnit) -> None:
         """Pass a picture of the runner on to the viewers, if it is newer than the last."""
-        if unit.codec is not Codec.H264:
-            DROPPED.labels("unexpected_codec").inc()
-            return
         pts = unwrap(self._in_pts, unit.pts)
         if self.credit_exhausted or pts <= self.out_pts or (not self.frames_out and not unit.keyframe):
             self.frames_dropped += 1
@@ -363,50 +388,33 @@ class BridgeSession:
             return
         now_s = self._now_s()
         first = not self.frames_out
-        if first and self._audio is not None:
-            self._play.muxer, self._play_audio = Muxer(audio=self._audio), self._audio
-            while self._held and self._held[0][0].pts < pts:
-                self._held.popleft()  # whoever watches begins here
         self.out_pts = pts
         self._out_at_s = now_s
         self.frames_out += 1
         FRAMES.labels("out").inc()
         self._rates.count_out(now_s)
         self._meter.delivered(self.session_ms)
-        self._play.write(replace(unit, pts=pts, dts=unwrap(pts, unit.dts)))
-        self._measure_transit(pts, now_s)
-        self._release_audio()
+        went = self._under_way.returned(pts, now_s)
+        picture = replace(unit, pts=pts, dts=unwrap(pts, unit.dts))
+        self._playout.show(picture, now_s, self._under_way.next_pts)
+        if went is not None:
+            self.stages.returned(pts, PictureTimes(went.arrived_s, went.sent_s, now_s, self._now_s()))
+            FRAME_AGE.observe(now_s - went.arrived_s, self._exemplar)
+            self._chapters.returned(now_s - went.arrived_s)
         if first:
             FIRST_FRAME.observe(now_s - self._opened_s, self._exemplar)
+            self._chapters.first_picture()
         if first or self.identity.complete:
             self.changed.set(None)
 
-    def _measure_transit(self, pts: int, now_s: float) -> None:
-        while self._arrivals:
-            known, (arrived_s, sent_s) = next(iter(self._arrivals.items()))
-            if known > pts:
-                return
-            self._arrivals.popitem(last=False)
-            if known == pts:
-                self.stages.returned(pts, PictureTimes(arrived_s, sent_s, now_s, self._now_s()))
-                FRAME_AGE.observe(now_s - arrived_s, self._exemplar)
-                transit_s = now_s - sent_s
-                self._transit_s += (transit_s - self._transit_s) / (8 if self._transit_s else 1)
-                return
+    def _hear(self, unit: AccessUnit) -> None:
+        """Take in sound for the viewers."""
+        if not self.credit_exhausted:
+            self._playout.hear(unit, self._now_s())
+            self._play_sound()
 
-    def _release_audio(self, *, everything: bool = False) -> None:
-        """Let audio out that its picture has passed, or that waited longer than pictures usually take."""
-        if not self.frames_out:
-            return
-        patience_s = max(self._transit_s, AUDIO_LEAST_HOLD_S) + AUDIO_PATIENCE_S
-        now_s = self._now_s()
-        while self._held:
-            unit, arrived_s = self._held[0]
-            if not everything and unit.pts > self.out_pts and now_s - arrived_s < patience_s:
-                return
-            self._held.popleft()
-            if unit.codec is self._play_audio:
-                self._play.write(unit)
+    def _play_sound(self) -> None:
+        self._playout.go_on(self._now_s(), self._under_way.next_pts)
 
     async def _read_events(self) -> None:
         await self._opened()
@@ -481,7 +489,7 @@ class BridgeSession:
         reported_s = self._now_s()
         while True:
             await asyncio.sleep(TICK_S)
-            self._release_audio()
+            self._play_sound()
             publisher = self.publisher()
             silent = publisher in {Publisher.SILENT, Publisher.GONE}
             if silent and self.frames_out:
@@ -489,6 +497,8 @@ class BridgeSession:
             elif not silent:
                 self._meter.resumed(self.session_ms)
             self._spend()
+            if self._chapters.due:
+                self._end_segment()
             edge = publisher is not before
             if edge or self.session_ms - self._cut_ms >= self._settings.window_s * 1000:
                 await self._cut_windows(final=False)
@@ -500,12 +510,26 @@ class BridgeSession:
             if orphaned_s > self._settings.orphan_after_s and not self._holding:
                 self.close("bridge_lost", "nobody ended the session after its publisher had gone")
 
+    def _end_segment(self) -> None:
+        if not self.epoch:
+            return  # it never had a runner: `session.open` says why
+        counts = Counts(
+            frames_in=self.frames_in,
+            frames_out=self.frames_out,
+            frames_dropped=self.frames_dropped + self._runner_dropped,
+            delivered_ms=self._meter.delivered_ms,
+        )
+        found = self.stages.report()
+        publisher = self.publisher().name.lower()
+        self._chapters.end_segment(counts, publisher=publisher, stages=found[0] if found else None)
+
     def _spend(self) -> None:
         """Stop the output where the credit ends, also if nobody is there to say so."""
         if self._paid_until_ms is None or self.credit_exhausted:
             return
         if self.session_ms >= self._paid_until_ms + self._overdraft_ms:
             self.credit_exhausted = True
+            self._playout.fall_silent()
             self.changed.set(None)
 
     async def _cut_windows(self, *, final: bool) -> None:
@@ -544,9 +568,14 @@ class BridgeSession:
 
     # --- viewers, reports, the end
 
+    @property
+    def play(self) -> Channel:
+        """The continuous output."""
+        return self._channels["play"].channel
+
     def watch(self) -> ChannelReader:
         """Read `play` from where a decoder can start soonest; with `complete` delivery from the beginning."""
-        return self._channels["play"].channel.read(0 if self.identity.complete else RANDOM_ACCESS)
+        return self.play.read(0 if self.identity.complete else RANDOM_ACCESS)
 
     def report(self) -> bridge_pb2.BridgeReport:
         now_s = self._now_s()
@@ -566,7 +595,7 @@ class BridgeSession:
             applied_revision=self.applied_revision,
             applied_pts=self.applied_pts,
             paid_until_ms=self._paid_until_ms or 0,
-            latency_ms=self._transit_s * 1000,
+            latency_ms=self._under_way.transit_s * 1000,
             drained=self.drained,
             credit_exhausted=self.credit_exhausted,
             fault=self._fault,
@@ -593,3 +622,15 @@ class BridgeSession:
         if not self.closed.done():
             self.closed.set_result(Closed(reason, message))
             self.changed.set(None)
+
+
+def _fits(sound: AccessUnit) -> bool:
+    """Whether it can be written to a PES packet, which every sound can that is one."""
+    fits = len(sound.data) <= SOUND_BYTES
+    if not fits:
+        DROPPED.labels("sound_too_large").inc()
+    return fits
+
+
+def _sound_among(streams: tuple[Codec, ...]) -> Codec | None:
+    return next((codec for codec in streams if codec in AUDIO), None)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidError
+from services.common.media.mpegts import Codec
 from services.inference.packets import (
     MAX_FRAME_BYTES,
     BlockingPipe,
@@ -20,6 +21,7 @@ from services.inference.packets import (
     Message,
     Packet,
     Pipe,
+    Sound,
     encode,
 )
 
@@ -30,8 +32,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
+SOUNDS = st.builds(
+    Sound, st.integers(0, 65_535), st.sampled_from([Codec.AAC, Codec.OPUS]), TICKS, st.binary(max_size=2000)
+)
 MESSAGES = st.builds(Message, st.text(), st.integers(-1, 65_535), st.dictionaries(st.text(), JSON))
-PACKETS = MEDIA | MESSAGES
+PACKETS = MEDIA | SOUNDS | MESSAGES
 
 
 def chunked(data: bytes, cuts: Iterable[int]) -> list[bytes]:
@@ -68,6 +73,8 @@ def test_a_whole_frame_of_garbage_gives_a_packet_or_an_invalid_error(kind: int, 
         b"\0\0\0\x01\x09",
         b"\0\0\0\x02\x01\x00",
         b"\0\0\0\x03\x02[]",
+        b"\0\0\0\x04\x03\0\0\0",
+        b"\0\0\0\x0c\x03\0\0\x02" + bytes(8),
         b'\0\0\0\x0d\x02{"type": "x"}'[:17],
     ],
 )

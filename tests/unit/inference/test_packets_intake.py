@@ -6,12 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.intake import BYTES, PACKETS, Intake
-from services.inference.packets import Media
+from services.common.media.mpegts import Codec
+from services.inference.intake import BYTES, PACKETS, SOUNDS, Intake
+from services.inference.packets import Media, Sound
 
 
 def packet(number: int, *, keyframe: bool = False, size: int = 10) -> Media:
     return Media(0, number, number, keyframe, bytes(size))
+
+
+def noise(number: int) -> Sound:
+    return Sound(0, Codec.OPUS, number, b"")
 
 
 async def taken(intake: Intake) -> list[int]:
@@ -64,6 +69,32 @@ async def test_who_puts_waits_for_room() -> None:
     await intake.get()
     await asyncio.wait_for(waiting, 1)
     assert intake.dropped == 0
+
+
+async def test_sound_goes_with_the_pictures_that_are_lost_and_not_with_those_that_are_skipped() -> None:
+    intake = Intake()
+    for number in range(PACKETS):
+        intake.put_newest(packet(number, keyframe=number in {0, 50}))
+        intake.put_newest(noise(number))
+    intake.put_newest(packet(PACKETS))
+    left = await taken(intake)
+    assert left == sorted([*range(50, PACKETS + 1), *range(50, PACKETS)])
+    assert (intake.dropped, intake.dropped_sounds) == (50, 50)
+    intake = Intake()
+    intake.skip_to_keyframe()
+    for number in range(4):
+        intake.put_newest(packet(number, keyframe=number == 2))
+        intake.put_newest(noise(number))
+    assert await taken(intake) == [0, 1, 2, 2, 3, 3], "what refers to a lost picture is of no use, sound is"
+    assert (intake.dropped, intake.dropped_sounds) == (2, 0)
+
+
+async def test_sound_alone_is_bounded_and_loses_its_oldest() -> None:
+    intake = Intake()
+    for number in range(SOUNDS + 7):
+        intake.put_newest(noise(number))
+    assert (len(intake), intake.dropped_sounds) == (SOUNDS, 7)
+    assert await taken(intake) == list(range(7, SOUNDS + 7))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, BYTES // 4)), max_size=300))

@@ -84,7 +84,7 @@ async def test_a_viewer_waits_for_a_session_but_not_for_ever(hub: Hub) -> None:
 async def test_a_bug_in_one_session_ends_it_and_no_other(hub: Hub, disk: Disk) -> None:
     broken, healthy = hub.create(identity(1)), hub.create(identity(2))
     broken.open(bridge_pb2.OpenRequest(session="ses_1", epoch=1))
-    broken._release_audio = bug  # type: ignore[method-assign]
+    broken._play_sound = bug  # type: ignore[method-assign]
     await asyncio.sleep(1)
     assert hub.of_stream("str_1") is None
     assert broken.closed.result().reason == "internal_error"
@@ -95,7 +95,7 @@ async def test_a_bug_in_one_session_ends_it_and_no_other(hub: Hub, disk: Disk) -
     assert not healthy.closed.done()
 
 
-def bug(*, everything: bool = False) -> None:
+def bug() -> None:
     raise ZeroDivisionError("a bug")
 
 

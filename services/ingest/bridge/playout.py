@@ -1,0 +1,75 @@
+"""What viewers get: pictures as they come back, and between them the sound of their time, on one channel.
+
+The rule it keeps: sound that the tables in force do not announce is not written; a segment brings new tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import Counter
+
+from services.common.media.mpegts import AccessUnit, Codec, Muxer
+from services.common.trickle.channel import Channel
+from services.ingest.bridge.cutter import SegmentCutter
+from services.ingest.bridge.hold import Hold
+
+SOUND: Final = Counter(
+    "sluice_bridge_sound_total",
+    "Units of sound that did not go out with their picture: alone, for it stalled, or not at all.",
+    ["outcome"],
+)
+
+
+class Playout:
+    """The way to `channel`. `audio` is the sound that is to be announced; it may change at any time."""
+
+    def __init__(self, channel: Channel, *, live: bool) -> None:
+        self.audio: Codec | None = None
+        self._cutter = SegmentCutter(channel, Muxer())
+        self._hold = Hold(live=live)
+        self._counted_early = self._counted_dropped = 0
+
+    def hear(self, unit: AccessUnit, now_s: float) -> None:
+        """Take sound; it goes out in `show` or in `go_on`."""
+        self._hold.push(unit, now_s)
+
+    def show(self, picture: AccessUnit, now_s: float, next_pts: int | None) -> None:
+        """Write a picture, with the sound before it, and begin with the sound after it."""
+        if self.audio is not self._cutter.muxer.audio:
+            self._cutter.muxer.change_audio(self.audio)
+        self._write(self._hold.deliver(picture.pts, now_s))
+        self._cutter.write(picture)
+        self.go_on(now_s, next_pts)
+
+    def go_on(self, now_s: float, next_pts: int | None) -> None:
+        """Write the sound that is due; `next_pts` is of the earliest picture that may come next, if any."""
+        self._write(self._hold.release(now_s, next_pts))
+        self._count()
+
+    def fall_silent(self) -> None:
+        """Write no more of the sound that is held."""
+        self._hold.clear()
+
+    def finish(self) -> None:
+        """Write all that is held: no picture will come any more."""
+        self._write(self._hold.rest())
+
+    def end(self) -> None:
+        self._cutter.end()
+
+    def _write(self, sound: Iterable[AccessUnit]) -> None:
+        for unit in sound:
+            if unit.codec is self._cutter.muxer.audio:
+                self._cutter.write(unit)
+            else:
+                SOUND.labels("not_announced").inc()
+
+    def _count(self) -> None:
+        early, dropped = self._hold.early, self._hold.dropped
+        if early > self._counted_early:
+            SOUND.labels("alone").inc(early - self._counted_early)
+        if dropped > self._counted_dropped:
+            SOUND.labels("dropped").inc(dropped - self._counted_dropped)
+        self._counted_early, self._counted_dropped = early, dropped
