@@ -224,7 +224,7 @@ def carrier() -> dict[str, str]:
 
 @contextmanager
 def detached() -> Iterator[None]:
-    """Make no trace current: for what goes on for as long as a session, of which the trace tells the edges."""
+    """Make no trace current: for what goes on as long as a session, of which the trace tells the edges."""
     token = otel_context.attach(otel_context.Context())
     try:
         yield

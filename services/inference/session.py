@@ -21,6 +21,7 @@ from aiohttp import ClientSession
 from prometheus_client import Counter, Histogram
 
 from services.common.errors import NotFoundError, SluiceError
+from services.common.frame_drops import FRAME_DROPS
 from services.common.latest import Latest
 from services.common.lifecycle import background
 from services.common.machine_clock import clock_name
@@ -39,9 +40,6 @@ from services.inference.supervisor import Line, SessionFailedError, Supervisor
 log = structlog.get_logger()
 
 FRAMES: Final = Counter("sluice_frames_total", "Pictures that left a stage.", ["stage"])
-DROPPED: Final = Counter(
-    "sluice_frames_dropped_total", "Pictures that were dropped, by where; and sound, wherever.", ["stage"]
-)
 INFER_SECONDS: Final = Histogram(
     "sluice_infer_seconds",
     "A picture through a pipeline, with the conversion to RGB.",
@@ -277,7 +275,7 @@ class Session:
             ("output", self._output.dropped),
             ("sound", self._input.dropped_sounds + stats["dropped_sounds"] + self._output.dropped_sounds),
         ):
-            DROPPED.labels(stage).inc(total - self._dropped.get(stage, 0))
+            FRAME_DROPS.labels(stage).inc(total - self._dropped.get(stage, 0))
             self._dropped[stage] = total
         self.report.set(now)
         self._events.status(
@@ -326,7 +324,7 @@ class Session:
 
     async def _take_in(self, segment: ReceivedSegment) -> None:
         if segment.lost:
-            DROPPED.labels("input_segments").inc(segment.lost)
+            FRAME_DROPS.labels("input_segments").inc(segment.lost)
             log.warning("input segments were lost", count=segment.lost)
             if self.assignment.live:
                 self._input.skip_to_keyframe()

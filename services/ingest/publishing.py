@@ -27,7 +27,8 @@ from services.common.errors import (
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer
 from services.common.telemetry import carrier, span
 from services.ingest.bridge.hub import Hub
-from services.ingest.bridge.session import BridgeSession, Closed, Identity
+from services.ingest.bridge.identity import Closed, Identity
+from services.ingest.bridge.session import BridgeSession
 from services.ingest.control_plane import ControlPlane
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import PUBLISH_PREFIX, StreamKeys

@@ -15,8 +15,9 @@ from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, Muxer
 from services.common.trickle.channel import SegmentWriter
 from services.common.trickle.registry import Registry
+from services.ingest.bridge.identity import Identity
 from services.ingest.bridge.outbox import Outbox
-from services.ingest.bridge.session import BridgeSession, Identity
+from services.ingest.bridge.session import BridgeSession
 from services.ingest.settings import IngestSettings
 from tests.support.media import FRAME, moved, pictures, units_of
 

@@ -266,7 +266,7 @@ async def _published(at: Platform, running: Running, request: Request) -> Respon
     demuxer, muxer, timeline = Demuxer(), Muxer(), Timeline()
     complete = running.body["delivery"] == "complete"
     now = asyncio.get_running_loop().time
-    timeline.begin_source(0.0 if complete else now())
+    timeline.begin_source(None if complete else now())
     passed = 0
 
     def end(reason: str, message: str | None = None) -> None:
@@ -282,7 +282,7 @@ async def _published(at: Platform, running: Running, request: Request) -> Respon
     async for units in bodies():
         for unit in units:
             assert unit.codec is Codec.H264
-            stamped = timeline.stamp(unit, 0.0 if complete else now())
+            stamped = timeline.stamp(unit, None if complete else now())
             assert stamped is not None
             if not running.phase:
                 assert unit.keyframe

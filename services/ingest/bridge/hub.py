@@ -13,8 +13,9 @@ from services.common.latest import Latest
 from services.common.lifecycle import Bulkhead
 from services.common.telemetry import report_bug
 from services.common.trickle.registry import Registry
+from services.ingest.bridge.identity import Identity
 from services.ingest.bridge.outbox import Outbox
-from services.ingest.bridge.session import BridgeSession, Identity
+from services.ingest.bridge.session import BridgeSession
 from services.ingest.settings import IngestSettings
 
 SESSIONS: Final = Gauge("sluice_session_active", "Sessions whose media passes here.")

@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
-from prometheus_client import Counter, Histogram
-
-from protos.events.v1 import events_pb2
 from protos.ingest.v1 import bridge_pb2
 from services.common.errors import ConflictError, InvalidError, NotFoundError
+from services.common.frame_drops import FRAME_DROPS
 from services.common.latest import Latest
 from services.common.machine_clock import clock_name
 from services.common.media import h264
@@ -31,30 +28,15 @@ from services.common.trickle.registry import OpenChannel, Registry
 from services.ingest.bridge.chapters import Chapters, Counts
 from services.ingest.bridge.cutter import SegmentCutter
 from services.ingest.bridge.events import Applied, Status, parse
-from services.ingest.bridge.meter import Meter, Window
+from services.ingest.bridge.identity import Closed, Identity
+from services.ingest.bridge.metrics import BAD_EVENTS, FIRST_FRAME, FRAME_AGE, FRAMES, count_stages
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.playout import Playout
 from services.ingest.bridge.rates import Rates
-from services.ingest.bridge.stages import STAGES, PictureTimes, Stage, Stages
+from services.ingest.bridge.stages import PictureTimes, Stages
 from services.ingest.bridge.under_way import Departure, UnderWay
+from services.ingest.bridge.usage import Usage
 from services.ingest.settings import IngestSettings
-
-SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-FRAME_AGE: Final = Histogram(
-    "sluice_frame_age_seconds",
-    "From the publisher's last byte of a picture to the runner's picture of the same time, at the bridge.",
-    buckets=SECONDS,
-)
-STAGE_SECONDS: Final = Histogram(
-    "sluice_stage_seconds", "What each stage of a picture's way takes.", ["stage"], buckets=SECONDS
-)
-FIRST_FRAME: Final = Histogram(
-    "sluice_session_first_frame_seconds",
-    "From the publisher's first picture to the runner's first picture.",
-    buckets=(0.1, 0.2, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60),
-)
-FRAMES: Final = Counter("sluice_bridge_frames_total", "Pictures at the bridge.", ["direction"])
-DROPPED: Final = Counter("sluice_bridge_dropped_total", "Units that the bridge dropped.", ["reason"])
 
 TICK_S: Final = 0.1
 REPORT_S: Final = 1.0
@@ -82,26 +64,6 @@ class Publisher(enum.Enum):
     GONE = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose session this is."""
-
-    session: str
-    stream: str
-    tenant: str
-    pipeline: str
-    complete: bool
-    traceparent: str
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """Why there is no more."""
-
-    reason: str
-    message: str
-
-
 class BridgeSession:
     """One session at this pod. `run` is its task; everything else is called from the same event loop."""
 
@@ -116,7 +78,6 @@ class BridgeSession:
     ) -> None:
         self.identity = identity
         self._registry = registry
-        self._outbox = outbox
         self._settings = settings
         self._now_s = now_s
         self._opened_s = now_s()
@@ -140,7 +101,6 @@ class BridgeSession:
         self._in = SegmentCutter(self._open("in", MEDIA_COMPLETE if identity.complete else MEDIA), Muxer())
         # out
         self.epoch = 0
-        self.runner = ""
         play = self._open("play", PLAY_COMPLETE if identity.complete else PLAY)
         self._playout = Playout(play, live=not identity.complete)
         self._processes_audio = False
@@ -153,14 +113,7 @@ class BridgeSession:
         self._under_way = UnderWay()
         self.stages = Stages(clock_name())
         self._chapters = Chapters(identity.traceparent, now_s=now_s)
-        self._exemplar = {"trace_id": identity.traceparent.split("-")[1]} if identity.traceparent else {}
-        # money
-        self._meter = Meter()
-        self._cut_ms = 0
-        self._unstored: deque[events_pb2.UsageWindow] = deque()
-        self._paid_until_ms: int | None = None
-        self._overdraft_ms = 0
-        self.credit_exhausted = False
+        self._usage = Usage(identity, outbox)
         # parameters
         self.applied_revision = 0
         self.applied_pts = 0
@@ -173,10 +126,6 @@ class BridgeSession:
     @property
     def fault(self) -> str:
         return self._fault
-
-    @property
-    def first_picture_seen(self) -> bool:
-        return self._started
 
     def rejoin(self) -> None:
         """A publisher came back within the grace. Raises ConflictError while the other one is still there."""
@@ -231,7 +180,7 @@ class BridgeSession:
             return  # nothing can be decoded before the first key frame
         stamped = self._timeline.stamp(unit, self._wall_s())
         if stamped is None:
-            DROPPED.labels("backwards").inc()
+            FRAME_DROPS.labels("clock").inc()
             return
         now_s = self._now_s()
         if not self._started or self._publisher_was_silent(now_s):
@@ -285,9 +234,9 @@ class BridgeSession:
         earliest = self._under_way.next_pts
         return self._in_pts if earliest is None else earliest
 
-    def _wall_s(self) -> float:
-        """What the timeline takes for wall time: with `complete` delivery, a wait is no gap in the media."""
-        return 0.0 if self.identity.complete else self._now_s()
+    def _wall_s(self) -> float | None:
+        """What the timeline takes for wall time: a `complete` publisher has none, for we hold it back."""
+        return None if self.identity.complete else self._now_s()
 
     # --- the runner's side
 
@@ -312,9 +261,7 @@ class BridgeSession:
                 self._playout.audio = None
                 self._playout.fall_silent()
                 self._offer_sound(self._audio)
-        self.runner = request.runner or self.runner
-        self._paid_until_ms = max(self._paid_until_ms or 0, request.paid_until_ms)
-        self._overdraft_ms = request.overdraft_ms
+        self._usage.extend(request)
         self.changed.set(None)
         return self._channels
 
@@ -346,7 +293,7 @@ class BridgeSession:
             for kind in self._channels:
                 self._registry.close(self._name(kind))
             self._end_segment()
-            await asyncio.shield(self._cut_windows(final=True))
+            await asyncio.shield(self._cut_usage(self.closed.result().reason))
 
     async def _opened(self) -> None:
         while not self.epoch:
@@ -357,7 +304,7 @@ class BridgeSession:
         demuxer = Demuxer()
         async for segment in self._channels["out"].channel.read(0):
             if segment.lost:
-                DROPPED.labels("output_segments").inc(segment.lost)
+                FRAME_DROPS.labels("output_segments").inc(segment.lost)
             async for data in segment:
                 self._deliver(demuxer.feed(data), demuxer.streams)
             self._deliver(demuxer.end_segment(), demuxer.streams)
@@ -377,14 +324,14 @@ class BridgeSession:
                 pts = unwrap(self._in_pts, unit.pts)
                 self._hear(replace(unit, pts=pts, dts=pts))
             else:
-                DROPPED.labels("unexpected_codec").inc()
+                FRAME_DROPS.labels("codec").inc()
 
     def _deliver_picture(self, unit: AccessUnit) -> None:
         """Pass a picture of the runner on to the viewers, if it is newer than the last."""
         pts = unwrap(self._in_pts, unit.pts)
-        if self.credit_exhausted or pts <= self.out_pts or (not self.frames_out and not unit.keyframe):
+        if self._usage.exhausted or pts <= self.out_pts or (not self.frames_out and not unit.keyframe):
             self.frames_dropped += 1
-            DROPPED.labels("not_newer").inc()
+            FRAME_DROPS.labels("late").inc()
             return
         now_s = self._now_s()
         first = not self.frames_out
@@ -393,23 +340,23 @@ class BridgeSession:
         self.frames_out += 1
         FRAMES.labels("out").inc()
         self._rates.count_out(now_s)
-        self._meter.delivered(self.session_ms)
+        self._usage.meter.delivered(self.session_ms)
         went = self._under_way.returned(pts, now_s)
         picture = replace(unit, pts=pts, dts=unwrap(pts, unit.dts))
         self._playout.show(picture, now_s, self._under_way.next_pts)
         if went is not None:
             self.stages.returned(pts, PictureTimes(went.arrived_s, went.sent_s, now_s, self._now_s()))
-            FRAME_AGE.observe(now_s - went.arrived_s, self._exemplar)
+            FRAME_AGE.observe(now_s - went.arrived_s, self.identity.exemplar)
             self._chapters.returned(now_s - went.arrived_s)
         if first:
-            FIRST_FRAME.observe(now_s - self._opened_s, self._exemplar)
+            FIRST_FRAME.observe(now_s - self._opened_s, self.identity.exemplar)
             self._chapters.first_picture()
         if first or self.identity.complete:
             self.changed.set(None)
 
     def _hear(self, unit: AccessUnit) -> None:
         """Take in sound for the viewers."""
-        if not self.credit_exhausted:
+        if not self._usage.exhausted:
             self._playout.hear(unit, self._now_s())
             self._play_sound()
 
@@ -430,7 +377,7 @@ class BridgeSession:
         try:
             event = parse(line)
         except InvalidError:
-            DROPPED.labels("bad_event").inc()
+            BAD_EVENTS.inc()
             return
         if isinstance(event, Applied):
             self.applied_revision = max(self.applied_revision, event.revision)
@@ -438,17 +385,7 @@ class BridgeSession:
             self.changed.set(None)
         elif isinstance(event, Status):
             self._runner_dropped, self.infer_ms = event.dropped, event.infer_ms
-            self._count_stages(self.stages.complete(event.clock, event.pictures))
-
-    def _count_stages(self, pictures: Sequence[Mapping[Stage, float]]) -> None:
-        """Into the histograms; the slowest of each stage is the one to look at, so it carries the trace."""
-        for stage in STAGES:
-            histogram = STAGE_SECONDS.labels(stage.value)
-            times_s = sorted(picture[stage] for picture in pictures)
-            for time_s in times_s[:-1]:
-                histogram.observe(time_s)
-            for time_s in times_s[-1:]:
-                histogram.observe(time_s, self._exemplar)
+            count_stages(self.stages.complete(event.clock, event.pictures), self.identity.exemplar)
 
     def seen(self, through_pts: int) -> None:
         """A viewer's connection took everything up to the picture at `through_pts`."""
@@ -493,15 +430,17 @@ class BridgeSession:
             publisher = self.publisher()
             silent = publisher in {Publisher.SILENT, Publisher.GONE}
             if silent and self.frames_out:
-                self._meter.paused(self.session_ms)
+                self._usage.meter.paused(self.session_ms)
             elif not silent:
-                self._meter.resumed(self.session_ms)
-            self._spend()
+                self._usage.meter.resumed(self.session_ms)
+            if self._usage.spend(self.session_ms):
+                self._playout.fall_silent()
+                self.changed.set(None)
             if self._chapters.due:
                 self._end_segment()
             edge = publisher is not before
-            if edge or self.session_ms - self._cut_ms >= self._settings.window_s * 1000:
-                await self._cut_windows(final=False)
+            if edge or self._usage.since_cut_ms(self.session_ms) >= self._settings.window_s * 1000:
+                await self._cut_usage()
             if edge or self._now_s() - reported_s >= REPORT_S:
                 reported_s = self._now_s()
                 self.changed.set(None)
@@ -517,54 +456,15 @@ class BridgeSession:
             frames_in=self.frames_in,
             frames_out=self.frames_out,
             frames_dropped=self.frames_dropped + self._runner_dropped,
-            delivered_ms=self._meter.delivered_ms,
+            delivered_ms=self._usage.meter.delivered_ms,
         )
         found = self.stages.report()
         publisher = self.publisher().name.lower()
         self._chapters.end_segment(counts, publisher=publisher, stages=found[0] if found else None)
 
-    def _spend(self) -> None:
-        """Stop the output where the credit ends, also if nobody is there to say so."""
-        if self._paid_until_ms is None or self.credit_exhausted:
-            return
-        if self.session_ms >= self._paid_until_ms + self._overdraft_ms:
-            self.credit_exhausted = True
-            self._playout.fall_silent()
-            self.changed.set(None)
-
-    async def _cut_windows(self, *, final: bool) -> None:
-        if not self.epoch:
-            return  # it never had a runner: there is nothing to bill
-        self._cut_ms = self.session_ms
+    async def _cut_usage(self, end_reason: str | None = None) -> None:
         frames = (self.frames_in, self.frames_out, self.frames_dropped + self._runner_dropped)
-        self._unstored.extend(map(self._usage, self._meter.cut(self._cut_ms, frames, final=final)))
-        while self._unstored:  # a cut that the session's end interrupted is finished by the last one
-            await self._outbox.put(self._unstored[0])
-            self._unstored.popleft()
-
-    def _usage(self, window: Window) -> events_pb2.UsageWindow:
-        return events_pb2.UsageWindow(
-            id=f"{self.identity.session}:{self.epoch}:{window.seq}",
-            session=self.identity.session,
-            epoch=self.epoch,
-            seq=window.seq,
-            tenant=self.identity.tenant,
-            stream=self.identity.stream,
-            pipeline=self.identity.pipeline,
-            from_ms=window.from_ms,
-            to_ms=window.to_ms,
-            unit=window.unit,
-            quantity=window.quantity,
-            final=window.final,
-            end_reason=self.closed.result().reason if self.closed.done() else "",
-            frames_in=window.frames_in,
-            frames_out=window.frames_out,
-            frames_dropped=window.frames_dropped,
-            runner=self.runner,
-            source=self._outbox.source,
-            unix_ms=time.time_ns() // 1_000_000,
-            traceparent=self.identity.traceparent,
-        )
+        await self._usage.cut(self.session_ms, frames, end_reason=end_reason)
 
     # --- viewers, reports, the end
 
@@ -583,8 +483,8 @@ class BridgeSession:
         return bridge_pb2.BridgeReport(
             publisher=self.publisher().value,  # type: ignore[arg-type]  # the enum's values are the wire's
             session_ms=self.session_ms,
-            delivered_ms=self._meter.delivered_ms,
-            paused_ms=self._meter.paused_ms,
+            delivered_ms=self._usage.meter.delivered_ms,
+            paused_ms=self._usage.meter.paused_ms,
             frames_in=self.frames_in,
             frames_out=self.frames_out,
             frames_dropped=self.frames_dropped + self._runner_dropped,
@@ -594,10 +494,10 @@ class BridgeSession:
             input_age_ms=-1 if self._in_at_s is None else round((now_s - self._in_at_s) * 1000),
             applied_revision=self.applied_revision,
             applied_pts=self.applied_pts,
-            paid_until_ms=self._paid_until_ms or 0,
+            paid_until_ms=self._usage.paid_until_ms or 0,
             latency_ms=self._under_way.transit_s * 1000,
             drained=self.drained,
-            credit_exhausted=self.credit_exhausted,
+            credit_exhausted=self._usage.exhausted,
             fault=self._fault,
         )
 
@@ -628,7 +528,7 @@ def _fits(sound: AccessUnit) -> bool:
     """Whether it can be written to a PES packet, which every sound can that is one."""
     fits = len(sound.data) <= SOUND_BYTES
     if not fits:
-        DROPPED.labels("sound_too_large").inc()
+        FRAME_DROPS.labels("sound").inc()
     return fits
 
 

@@ -16,8 +16,9 @@ from services.common.machine_clock import clock_name
 from services.common.media import h264
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.mpegts import CLOCK_HZ, Codec
+from services.ingest.bridge.identity import Closed
 from services.ingest.bridge.rates import Rates
-from services.ingest.bridge.session import BridgeSession, Closed, Publisher
+from services.ingest.bridge.session import BridgeSession, Publisher
 from services.ingest.bridge.stages import STAGES
 from services.ingest.publishing import demand_h264
 from tests.support.bridge import (
@@ -44,11 +45,10 @@ async def test_nothing_is_passed_on_before_the_first_key_frame() -> None:
     async with staged() as stage:
         stage.push(pictures(30, every=25)[1:25])
         stage.push(sound(5))
-        assert stage.session.frames_in == 0
-        assert not stage.session.first_picture_seen
+        assert stage.session.report().frames_in == 0
         assert stage.sent_on() == b""
         stage.push(pictures(30, every=25)[25:])
-        assert stage.session.frames_in == 5
+        assert stage.session.report().frames_in == 5
         assert times(units_of(stage.sent_on())) == [ORIGIN_TICKS + n * FRAME for n in range(5)]
 
 
@@ -344,7 +344,8 @@ async def test_the_same_open_again_gives_the_same_channels_and_only_ever_more_cr
         assert again == first
         assert set(first) == {"in", "play", "out", "control", "events", "data"}
         assert stage.session.report().paid_until_ms == 30_000
-        assert stage.session.runner == "r1"
+        await stage.live(1)
+    assert {window.runner for window in stage.disk.windows} == {"r1"}
 
 
 async def test_an_epoch_is_neither_followed_nor_preceded_by_another() -> None:
@@ -368,10 +369,10 @@ async def test_output_stops_where_credit_and_overdraft_end() -> None:
     async with staged() as stage:
         stage.open(paid_until_ms=2000, overdraft_ms=1000)
         await stage.live(2.8)
-        assert not stage.session.credit_exhausted
+        assert not stage.session.report().credit_exhausted
         out = stage.session.frames_out
         await stage.live(1, start=3 * CLOCK_HZ)
-        assert stage.session.credit_exhausted
+        assert stage.session.report().credit_exhausted
         assert stage.session.report().credit_exhausted
         assert stage.session.frames_out - out <= 10
         assert stage.session.report().delivered_ms <= 3100
@@ -383,14 +384,14 @@ async def test_credit_in_time_lets_the_output_go_on() -> None:
         await stage.live(1.5)
         stage.open(paid_until_ms=6000, overdraft_ms=0)
         await stage.live(2, start=2 * CLOCK_HZ)
-        assert not stage.session.credit_exhausted
+        assert not stage.session.report().credit_exhausted
 
 
 async def test_a_session_that_was_never_opened_has_nothing_to_exhaust() -> None:
     async with staged() as stage:
         stage.push(pictures(1))
         await asyncio.sleep(20)
-        assert not stage.session.credit_exhausted
+        assert not stage.session.report().credit_exhausted
 
 
 # --- events of the runner
@@ -593,7 +594,7 @@ async def test_a_session_that_ends_while_the_disk_is_slow_loses_no_window() -> N
     async with staged(disk=disk, silent_after_s=2, window_s=5) as stage:
         stage.open()
         await stage.live(1)
-        while not stage.session._meter._seq:  # a window was cut, and is on its way to the disk
+        while not stage.session._usage.meter._seq:  # a window was cut, and is on its way to the disk
             await asyncio.sleep(0.01)
         assert disk.windows == []
     assert [window.seq for window in disk.windows] == [1, 2]

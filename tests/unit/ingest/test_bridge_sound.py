@@ -361,7 +361,7 @@ async def test_sound_ends_where_the_credit_ends() -> None:
         await with_sound(stage, seconds=3)
         await stage.reply(output(20))
         await asyncio.sleep(1.2)
-        assert stage.session.credit_exhausted
+        assert stage.session.report().credit_exhausted
         heard_pts = times(stage.delivered(), Codec.AAC)
         stage.push(sound(20, start=3 * CLOCK_HZ))
         await asyncio.sleep(5)

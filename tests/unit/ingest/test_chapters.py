@@ -9,7 +9,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from protos.ingest.v1 import bridge_pb2
 from services.common.trickle.registry import Registry
 from services.ingest.bridge.chapters import AGES, SEGMENT_S, Chapters, Counts
-from services.ingest.bridge.session import BridgeSession, Identity
+from services.ingest.bridge.identity import Identity
+from services.ingest.bridge.session import BridgeSession
 from services.ingest.bridge.stages import Stage, StageTimes
 from services.ingest.settings import IngestSettings
 from tests.support.media import pictures

@@ -14,8 +14,8 @@ from protos.ingest.v1 import bridge_pb2
 from services.common.errors import ExhaustedError, NotFoundError
 from services.common.trickle.registry import Registry
 from services.ingest.bridge.hub import Hub
+from services.ingest.bridge.identity import Identity
 from services.ingest.bridge.outbox import Outbox
-from services.ingest.bridge.session import Identity
 from services.ingest.settings import IngestSettings
 from tests.support.media import pictures
 

@@ -26,8 +26,9 @@ from services.common.media.mpegts import Codec
 from services.common.trickle.registry import Registry
 from services.ingest import publishing
 from services.ingest.bridge.hub import Hub
+from services.ingest.bridge.identity import Closed
 from services.ingest.bridge.outbox import Outbox
-from services.ingest.bridge.session import Closed, Publisher
+from services.ingest.bridge.session import Publisher
 from services.ingest.control_plane import ControlPlane
 from services.ingest.publishing import DAMAGE, PublisherVanishedError, Publishing, Source, end_error, new_id
 from services.ingest.settings import IngestSettings

@@ -1,0 +1,30 @@
+"""Whose a session is, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose session this is."""
+
+    session: str
+    stream: str
+    tenant: str
+    pipeline: str
+    complete: bool
+    traceparent: str
+
+    @property
+    def exemplar(self) -> dict[str, str]:
+        """What leads from a metric to this session's trace."""
+        return {"trace_id": self.traceparent.split("-")[1]} if self.traceparent else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Why there is no more."""
+
+    reason: str
+    message: str
