@@ -35,7 +35,16 @@ class Stack:
 
     def ports(self) -> dict[int, str]:
         """Every port that is needed, with the setting that moves it."""
-        names = ["nats", "http", "trickle", "bridge", "router", "session_manager", "billing"]
+        names = [
+            "nats",
+            "http",
+            "trickle",
+            "public_trickle",
+            "bridge",
+            "router",
+            "session_manager",
+            "billing",
+        ]
         if self.keeps_traces:
             names += ["otlp", "traces"]
         found = {
@@ -110,6 +119,7 @@ class Stack:
                 "ingest",
                 listen=at(local.http_port),
                 trickle_listen=at(local.trickle_port),
+                public_trickle_listen=at(local.public_trickle_port),
                 bridge_listen=at(local.bridge_port),
                 session_manager_address=at(local.session_manager_port),
                 router_address=at(local.router_port),

@@ -20,6 +20,7 @@ class LocalSettings(BaseSettings):
     nats_port: int = Field(4222, description="NATS.")
     http_port: int = Field(8000, description="Public HTTP.")
     trickle_port: int = Field(8001, description="Trickle between ingest and runners.")
+    public_trickle_port: int = Field(8002, description="Trickle for clients.")
     bridge_port: int = Field(7000, description="gRPC of ingest.")
     router_port: int = Field(7001, description="gRPC of the router.")
     session_manager_port: int = Field(7002, description="gRPC of the session-manager.")

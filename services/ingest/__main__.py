@@ -26,6 +26,7 @@ from services.ingest.faces.context import Core
 from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
+from services.ingest.transports.trickle import BASE_PATH, PublicChannels
 
 CHANNELS_PER_SESSION: Final = 6
 # A slow runner of a `complete` stream reads the last segments long after their publisher left.
@@ -72,17 +73,38 @@ async def run(settings: IngestSettings) -> None:
                 settings.shutdown_grace_s,
             ),
         ):
+            publishing = Publishing(
+                hub=hub, plane=plane, keys=keys, bridge_address=bridge_address, settings=settings
+            )
+            public = Registry(
+                max_channels=settings.max_sessions + settings.max_channels,
+                changefeed=settings.channel_changefeed,
+            )
+            public_channels = PublicChannels(
+                registry=public,
+                hub=hub,
+                plane=plane,
+                keys=keys,
+                publishing=publishing,
+                authenticator=authenticator,
+                settings=settings,
+            )
             core = Core(
                 settings=settings,
                 authenticator=authenticator,
                 plane=plane,
                 hub=hub,
                 keys=keys,
-                publishing=Publishing(
-                    hub=hub, plane=plane, keys=keys, bridge_address=bridge_address, settings=settings
-                ),
+                publishing=publishing,
+                channels=public_channels,
             )
-            async with serve_http(public_app(core), settings.listen, settings.shutdown_grace_s):
+            public_trickle = trickle_app(public, base_path=BASE_PATH, resolve=public_channels.resolve)
+            async with (
+                lifecycle.background(sweep_public=public.sweep()),
+                public_channels,
+                serve_trickle(public_trickle, settings.public_trickle_listen, settings.shutdown_grace_s),
+                serve_http(public_app(core), settings.listen, settings.shutdown_grace_s),
+            ):
                 health.ready()
                 await lifecycle.until_terminated()
                 hub.close_all("the ingest process ends")

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.errors import UnavailableError
 from services.common.telemetry import span
-from services.ingest.faces import account, streams, traces, ts
+from services.ingest.faces import account, channels, streams, traces, ts
 from services.ingest.faces.context import Core, translate_errors
 
 REQUESTS: Final = Counter(
@@ -38,7 +38,7 @@ def public_app(core: Core) -> FastAPI:
     app = FastAPI(title="Sluice", version="1", docs_url="/docs", redoc_url=None, telemetry=NO_TELEMETRY)
     app.state.core = core
     translate_errors(app)
-    for face in (streams, account, ts):
+    for face in (streams, account, channels, ts):
         app.include_router(face.router)
     app.include_router(traces.router(core.settings.traces_url))
 

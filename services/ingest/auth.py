@@ -37,6 +37,14 @@ class Caller:
     key_id: str
 
 
+def bearer(header: str | None) -> str:
+    """The key in an `Authorization: Bearer <key>`. Raises UnauthenticatedError when there is none."""
+    scheme, _, key = (header or "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise UnauthenticatedError("send an API key: Authorization: Bearer <key>", reason="KEY_MISSING")
+    return key.strip()
+
+
 class Authenticator:
     """`who(key)` for every public call. Only hashes of keys are held."""
 

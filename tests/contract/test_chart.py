@@ -626,7 +626,9 @@ def test_the_network_is_open_along_the_edges_and_nowhere_else(objects: list[Obje
     assert leaving == entering == EDGES
 
 
-def test_what_is_open_to_others_is_public_http_and_trickle_metrics_dns_and_nats(objects: list[Object]) -> None:
+def test_what_is_open_to_others_is_public_http_and_trickle_metrics_dns_and_nats(
+    objects: list[Object],
+) -> None:
     for component, policy in of_kind(objects, "NetworkPolicy").items():
         if component:
             spec = policy["spec"]

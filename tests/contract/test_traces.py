@@ -64,6 +64,7 @@ async def looking_at(
         hub=cast("Any", None),
         keys=cast("Any", None),
         publishing=cast("Any", None),
+        channels=cast("Any", None),
     )
     transport = httpx.ASGITransport(public_app(core), raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {tenant}"}

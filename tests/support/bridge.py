@@ -134,7 +134,7 @@ async def view(stage: Stage, seen: list[Seen]) -> None:
 
 def written(session: BridgeSession, kind: str) -> bytes:
     segments = session._channels[kind].channel._segments
-    return b"".join(bytes(segments[index].bytes) for index in sorted(segments))
+    return b"".join(b"".join(segments[index].pieces) for index in sorted(segments))
 
 
 async def settled() -> None:

@@ -34,6 +34,7 @@ class Stack:
             "NATS",
             "HTTP",
             "TRICKLE",
+            "PUBLIC_TRICKLE",
             "BRIDGE",
             "ROUTER",
             "SESSION_MANAGER",

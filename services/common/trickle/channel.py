@@ -1,7 +1,7 @@
 """One channel inside this process: writers append to segments, any number of readers follow as they grow.
 
 Everything is owned by one event loop and no writer ever waits: a reader that is slow loses segments, is told
-how many, and holds nobody up. A chunk costs its reader one future and no task.
+how many, and holds nobody up. A chunk costs a reader that is pushed to one call, any other one future.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from services.common.errors import ConflictError, ExhaustedError, NotFoundError
+from services.common.errors import ConflictError, ExhaustedError, NotFoundError, SluiceError
+from services.common.trickle.metrics import LAGGED
 from services.common.trickle.protocol import (
     CURRENT,
     DEFAULT_CONTENT_TYPE,
@@ -23,43 +24,17 @@ from services.common.trickle.protocol import (
     SegmentMissingError,
     Verdict,
 )
-
-RUN_BYTES: Final = (
-    256 * 1024
-)  # the most that one step of a reader copies: replaying 8 MiB must not stall the loop
-
-
-class _Segment:
-    """The bytes of one segment, and the readers that wait for more of them."""
-
-    __slots__ = ("bytes", "ended", "index", "on_end", "waiters")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.bytes = bytearray()
-        self.ended = False
-        self.on_end: Callable[[], None] | None = None
-        self.waiters: set[asyncio.Future[None]] = set()
-
-    def append(self, data: bytes) -> None:
-        self.bytes += data
-        _wake(self.waiters)
-
-    def end(self) -> None:
-        if not self.ended:
-            self.ended = True
-            _wake(self.waiters)
-            if self.on_end is not None:
-                self.on_end()
+from services.common.trickle.segment import Cursor, Segment, wake, woken
 
 
 class SegmentWriter:
     """Appends to one segment. Leaving its block ends the segment; leaving by an exception abandons it."""
 
-    def __init__(self, channel: Channel, segment: _Segment) -> None:
+    def __init__(self, channel: Channel, segment: Segment) -> None:
         self._channel = channel
         self._segment = segment
         self.index: Final = segment.index
+        self.generation: Final = segment.generation
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -72,12 +47,12 @@ class SegmentWriter:
 
     @property
     def ended(self) -> bool:
-        """True as well when others ended it: the channel closed, a reset, a newer writer, eviction."""
+        """True as well when others ended it: the channel closed, a restart, a newer writer, eviction."""
         return self._segment.ended
 
     @property
     def empty(self) -> bool:
-        return not self._segment.bytes
+        return self._segment.size == 0
 
     def on_end(self, callback: Callable[[], None] | None) -> None:
         """Call back, from within whoever ends this segment, when it ends; None to be left alone."""
@@ -109,33 +84,58 @@ class SegmentWriter:
 class SegmentReader:
     """Yields a segment's bytes in runs, as they are written, until it ends, though the ring forgets it.
 
-    `lost`: how many segments were skipped just before this one.
+    `lost`: how many segments were skipped just before this one. `restarted`: it is the first that this reader
+    has of another publisher; what came before it has no continuation. `generation` counts publishers.
     """
 
-    def __init__(self, segment: _Segment, lost: int) -> None:
+    def __init__(self, segment: Segment) -> None:
         self._segment = segment
-        self._position = 0
+        self._cursor = Cursor()
         self.index: Final = segment.index
-        self.lost: Final = lost
+        self.generation: Final = segment.generation
+        self.lost = 0
+        self.restarted = False
 
     @property
     def empty(self) -> bool:
         """True when it ended without a byte."""
-        return self._segment.ended and not self._segment.bytes
+        return self._segment.ended and self._segment.size == 0
+
+    @property
+    def ended(self) -> bool:
+        """True when there is nothing after what `take` still gives."""
+        return self._segment.ended
+
+    @property
+    def cut(self) -> bool:
+        """True when it ended before its writer said so: that broke off, or others ended it."""
+        return self._segment.cut
+
+    def take(self) -> bytes:
+        """The next run of what is there already; b"" for now when all of it was taken."""
+        return self._segment.take(self._cursor)
+
+    async def follow(self, sink: Callable[[bytes], bool]) -> None:
+        """Give `sink` each write from within the writer, until the segment ends or `sink` has had enough.
+
+        It says so by False, and that write it has taken too. What was there before is to be taken before; who
+        is cancelled here has no place in the segment any more.
+        """
+        segment = self._segment
+        assert self._cursor.taken == segment.size, (self._cursor, segment.size)
+        if not segment.ended:
+            self._cursor = await segment.follow(sink)
 
     def __aiter__(self) -> SegmentReader:
         return self
 
     async def __anext__(self) -> bytes:
         segment = self._segment
-        while self._position == len(segment.bytes):
+        while self._cursor.taken == segment.size:
             if segment.ended:
                 raise StopAsyncIteration
-            await _woken(segment.waiters)
-        with memoryview(segment.bytes) as view:
-            run = bytes(view[self._position : self._position + RUN_BYTES])
-        self._position += len(run)
-        return run
+            await woken(segment.waiters)
+        return segment.take(self._cursor)
 
 
 class ChannelReader:
@@ -144,22 +144,29 @@ class ChannelReader:
     def __init__(self, channel: Channel, start: int) -> None:
         self._channel = channel
         self._next = start
+        self._lost = 0  # since the last segment
+        self._since: int | None = None  # the generation of what `_next` counts in
+        self._generation: int | None = None  # of the last segment
 
     def __aiter__(self) -> ChannelReader:
         return self
 
     async def __anext__(self) -> SegmentReader:
-        expected = self._next
         while True:
             try:
-                segment = await self._channel.segment(self._next, lost=max(self._next - expected, 0))
+                segment = await self._channel.segment(self._next, since=self._since)
             except ChannelClosedError:
                 raise StopAsyncIteration from None
             except SegmentMissingError as missing:
-                self._next = missing.resume
-            else:
-                self._next = segment.index + 1
-                return segment
+                LAGGED.inc(missing.lost)
+                self._lost += missing.lost
+                self._next, self._since = missing.resume, missing.generation
+                continue
+            segment.lost, self._lost = self._lost, 0
+            segment.restarted = self._generation not in {None, segment.generation}
+            self._generation = self._since = segment.generation
+            self._next = segment.index + 1
+            return segment
 
 
 class Channel:
@@ -172,10 +179,11 @@ class Channel:
         self.content_type: Final = content_type
         self._now: Final = asyncio.get_running_loop().time
         self._ring = Ring(limits)
-        self._segments: dict[int, _Segment] = {}
+        self._segments: dict[int, Segment] = {}
         self._parked: set[asyncio.Future[None]] = set()
         self._readers = 0
-        self.active_at = self._now()  # loop time of the last byte, or of the creation
+        self.active_at = self._now()  # loop time of the last sign of life, or of the creation
+        self.error: SluiceError | None = None
 
     @property
     def closed(self) -> bool:
@@ -186,23 +194,35 @@ class Channel:
         """The next index to be written."""
         return self._ring.head
 
+    @property
+    def generation(self) -> int:
+        """How many publishers it has had: one, and one more for each that started anew."""
+        return self._ring.generation
+
     def position(self, requested: int) -> int:
         """The index that NEXT, CURRENT or RANDOM_ACCESS means now."""
         return self._ring.position(requested)
+
+    def touch(self) -> None:
+        """Count as active: a writer is there, though it has nothing to write."""
+        self.active_at = self._now()
 
     def begin_segment(
         self, index: int | None = None, *, random_access: bool = False, reset: bool = False
     ) -> SegmentWriter:
         """Open a segment, the next free one by default; a writer that had this index before is ended.
 
-        `random_access`: a decoder can start here. `reset`: a publisher that restarted ends what it left open.
-        Raises ChannelClosedError, or ExhaustedError when too many are open.
+        `random_access`: a decoder can start here. `reset`: a publisher starts anew; what its predecessor left
+        open is ended. Raises ChannelClosedError, or ExhaustedError when too many are open.
         """
         if index is None:
             index = self._ring.next_free()
-        self._forget(self._ring.open(index, random_access=random_access, reset=reset))
-        segment = self._segments[index] = _Segment(index)
-        for stale in self._ring.unfinished_below(index) if reset else ():
+        generation = self._ring.generation
+        forgotten = self._ring.open(index, random_access=random_access, reset=reset)
+        anew = reset or self._ring.generation != generation
+        self._forget(forgotten)
+        segment = self._segments[index] = Segment(index, self._ring.generation)
+        for stale in self._ring.unfinished_below(index) if anew else ():
             if stale in self._segments:  # ending one may make the ring forget the next
                 self._abandon(self._segments[stale])
         return SegmentWriter(self, segment)
@@ -211,17 +231,28 @@ class Channel:
         """Read from CURRENT, NEXT, RANDOM_ACCESS or an index; skips from one that is gone or far ahead."""
         return ChannelReader(self, self._ring.position(start))
 
-    async def segment(self, index: int, *, lost: int = 0) -> SegmentReader:
-        """Wait until `index` has a byte or has ended. Raises SegmentMissingError or ChannelClosedError."""
+    async def segment(self, index: int, *, since: int | None = None) -> SegmentReader:
+        """Wait until `index` has a byte or has ended.
+
+        Raises ChannelClosedError, or SegmentMissingError, also when a publisher started anew in between:
+        while we wait, or after the generation `since`, in which the reader counted to `index`.
+        """
+        generation = self._ring.generation if since is None else since
         while True:
+            if self._ring.left_behind(index, generation):
+                raise self._ring.started_anew(index)
             verdict = self._ring.verdict(index)
             if verdict is Verdict.SERVE:
-                return SegmentReader(self._segments[index], lost)
+                return SegmentReader(self._segments[index])
             if verdict is Verdict.CLOSED:
                 raise ChannelClosedError("Stream not found")
             if verdict is Verdict.MISSING:
-                raise SegmentMissingError(index, latest=self.head, resume=self._ring.resume(index))
-            await _woken(self._parked)
+                raise self._ring.missing(index)
+            await woken(self._parked)
+
+    def was_cut(self, index: int) -> bool:
+        """Whether that segment is still here, and ended before its writer said so."""
+        return index in self._segments and self._segments[index].cut
 
     def resume(self) -> int:
         """Where a reader that knows nothing starts to decode soonest."""
@@ -243,54 +274,44 @@ class Channel:
         if index not in self._segments:
             raise NotFoundError("Nonexistent segment", index=index)
         if not self._segments[index].ended:
-            self._finish(self._segments[index])
+            self._finish(self._segments[index], cut=True)
 
-    def close(self) -> None:
-        """End every segment and, once they have read what is left, every reader. Again is harmless."""
+    def close(self, error: SluiceError | None = None) -> None:
+        """End every segment and, once they have read what is left, every reader. Again is harmless.
+
+        `error` is what its writers are to be told in place of a plain end; readers see the ordinary one.
+        """
+        if self.closed:
+            return
+        self.error = error
         for index in self._ring.close():
-            self._segments[index].end()
-        _wake(self._parked)
+            self._segments[index].end(cut=True)
+        wake(self._parked)
 
-    def _write(self, segment: _Segment, data: bytes) -> None:
-        first = not segment.bytes
+    def _write(self, segment: Segment, data: bytes) -> None:
+        first = segment.size == 0
         forgotten = self._ring.grow(segment.index, len(data))
         self.active_at = self._now()
         segment.append(data)
-        self._forget(forgotten)
+        if forgotten:
+            self._forget(forgotten)
         if first:
-            _wake(self._parked)
+            wake(self._parked)
 
-    def _finish(self, segment: _Segment) -> None:
+    def _finish(self, segment: Segment, *, cut: bool = False) -> None:
         self.active_at = self._now()
-        self._settle(segment, self._ring.finish(segment.index, self.active_at))
+        self._settle(segment, self._ring.finish(segment.index, self.active_at), cut=cut)
 
-    def _abandon(self, segment: _Segment) -> None:
-        self._settle(segment, self._ring.abandon(segment.index, self._now()))
+    def _abandon(self, segment: Segment) -> None:
+        self._settle(segment, self._ring.abandon(segment.index, self._now()), cut=True)
 
-    def _settle(self, segment: _Segment, forgotten: list[int]) -> None:
-        segment.end()
+    def _settle(self, segment: Segment, forgotten: list[int], *, cut: bool) -> None:
+        segment.end(cut=cut)
         self._forget(forgotten)
-        _wake(self._parked)
+        wake(self._parked)
 
     def _forget(self, indices: list[int]) -> None:
         for index in indices:
-            self._segments.pop(index).end()
+            self._segments.pop(index).end(cut=True)
         if indices:
-            _wake(self._parked)
-
-
-def _wake(waiters: set[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
-    waiters.clear()
-
-
-async def _woken(waiters: set[asyncio.Future[None]]) -> None:
-    """Wait for the next `_wake`; each on its own future, for cancelling a shared one would end them all."""
-    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    waiters.add(waiter)
-    try:
-        await waiter
-    finally:
-        waiters.discard(waiter)
+            wake(self._parked)

@@ -10,10 +10,13 @@ from typing import Final
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
 from yarl import URL
 
-from services.common.errors import InvalidError, TooLargeError, UnavailableError
+from services.common.errors import ERRORS, InvalidError, SluiceError, UnavailableError
 from services.common.trickle.protocol import CLOSED, LATEST, RESUME, ChannelClosedError
 
 TRANSPORT_ERRORS: Final = (ClientError, OSError, TimeoutError)
+
+
+REFUSALS: Final[dict[int, type[SluiceError]]] = {error.http_status: error for error in ERRORS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,10 @@ def check(response: ClientResponse) -> None:
     response.release()
     if response.status == 404 or CLOSED in response.headers:
         raise ChannelClosedError("The channel is closed")
-    if response.status == 413:
-        raise TooLargeError("The segment is larger than the server takes")
     if response.status >= 500 or response.status == 429:
         raise UnavailableError("The trickle server is busy", status=response.status)
-    raise InvalidError("The trickle server refused", status=response.status)
+    refusal = REFUSALS.get(response.status, InvalidError)
+    raise refusal("The trickle server refused", status=response.status)
 
 
 def index_header(response: ClientResponse, name: str) -> int | None:

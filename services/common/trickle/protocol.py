@@ -18,12 +18,17 @@ LATEST: Final = "Lp-Trickle-Latest"  # the head: the next index to be written, n
 CLOSED: Final = "Lp-Trickle-Closed"
 RESET: Final = "Lp-Trickle-Reset"
 EXPECT_CONTENT: Final = "Expect-Content"
-RESUME: Final = (
-    "Lp-Trickle-Resume"  # ours, on a 470 and on `/next`: where a reader loses least (see `Ring.resume`)
-)
+# Ours, on a 470 and on `/next`: where a reader loses least (see `Ring.resume`).
+RESUME: Final = "Lp-Trickle-Resume"
+# Ours, on a 470: how many segments a reader has missed that goes on there.
+LOST: Final = "Lp-Trickle-Lost"
+# Ours, on every answer to a reader: how many publishers the channel has had; it grows when one starts anew.
+GENERATION: Final = "Lp-Trickle-Generation"
+# Ours, on the answer to a reader: the segment before, by its index, ended before its writer said so. That is
+# not told in the segment's own answer: reference clients take a response that breaks off for a dead stream.
+CUT: Final = "Lp-Trickle-Cut"
 TERMINATED: Final = "terminated"
 STATUS_MISSING: Final = 470  # the channel exists, that segment does not
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 
 NEXT: Final = -1  # the segment that will be written next
@@ -32,6 +37,8 @@ RANDOM_ACCESS: Final = -3  # never on the wire: the newest flagged segment, else
 
 REORDER: Final = 2  # a publisher keeps two POSTs open, so N may begin after N+1 has, but not after N+2
 NAME_CHARACTERS: Final = 200
+RESERVED: Final = "_"  # names that begin so are the server's: no client makes, writes or deletes them
+CHANGES: Final = "_changes"  # the changefeed
 _INDEX: Final = re.compile(r"[+-]?[0-9]{1,15}")  # 15 digits: exact in every client's number type
 
 
@@ -42,15 +49,20 @@ class ChannelClosedError(NotFoundError):
 
 
 class SegmentMissingError(NotFoundError):
-    """The channel exists, that segment does not: too old (`latest` above it) or not to be expected yet."""
+    """The channel exists, that segment does not: too old (`latest` above it) or not to be expected yet.
+
+    `resume`: where to go on, and `lost`: how many segments a reader has missed that does.
+    """
 
     default_reason = "SEGMENT_MISSING"
 
-    def __init__(self, index: int, *, latest: int, resume: int) -> None:
+    def __init__(self, index: int, *, latest: int, resume: int, lost: int, generation: int) -> None:
         super().__init__("Entry not found", index=index, latest=latest, resume=resume)
         self.index = index
         self.latest = latest
         self.resume = resume
+        self.lost = lost
+        self.generation = generation
 
 
 def parse_name(name: str) -> str:
@@ -67,12 +79,16 @@ def parse_index(text: str, *, lowest: int = 0) -> int:
     return index
 
 
-def after_missing(wanted: int, *, latest: int, resume: int | None, joined: bool) -> int | None:
+def after_missing(
+    wanted: int, *, latest: int, resume: int | None, joined: bool, restarted: bool = False
+) -> int | None:
     """Where a subscriber goes after a 470; None: ask for `wanted` again a little later, it is still to come.
 
-    `joined`: it has read from this channel before, so an index far beyond the head means that the publisher
-    began anew.
+    `joined`: it has read from this channel before, so an index far beyond the head means that a publisher
+    began anew; `restarted`: the server said so.
     """
+    if restarted and resume is not None:
+        return resume
     if latest > wanted:
         return resume if resume is not None and resume > wanted else latest
     if not joined or wanted - latest <= REORDER:
@@ -86,16 +102,19 @@ class ChannelLimits:
 
     # Finished segments kept at least: the reference's ring. More for channels of small messages.
     depth: int = 5
+    segments: int = 1024  # finished ones kept at most, whatever their history: empty ones have no bytes
     segment_bytes: int = 8 * 2**20  # one segment: 4 s (the longest cut) at 16 Mbit/s
     channel_bytes: int = 16 * 2**20  # all of them: 12 s at 10 Mbit/s
     history_s: float = 12.0  # how long a random-access segment and what follows it outlive the depth
     # Segments open at once: three in flight and one parked, twice, for a publisher that restarts.
     writers: int = 8
     readers: int = 64  # GETs at once, parked or flowing; a subscriber that preconnects holds two
-    idle_s: float | None = 300.0  # without a byte, then the sweep closes it; None: only its owner does
+    # Without a byte of a writer, and none of them told to go on waiting; then the sweep closes the channel.
+    # None: only its owner does.
+    idle_s: float | None = 300.0
 
     def __post_init__(self) -> None:
-        assert self.depth >= 1, self.depth
+        assert 1 <= self.depth <= self.segments, (self.depth, self.segments)
         assert self.writers > REORDER, self.writers
         assert 0 < self.segment_bytes <= self.channel_bytes, (self.segment_bytes, self.channel_bytes)
 
@@ -117,6 +136,7 @@ class Slot:
     """One segment's facts; it has begun when it has a byte or has ended without any."""
 
     random_access: bool
+    generation: int
     size: int = 0
     finished_at: float | None = None  # seconds on the caller's clock
 
@@ -129,14 +149,16 @@ class Ring:
     """Which segments a channel has. A method that forgets some returns their indices, for the caller to end.
 
     `head` is the next index to be written: it moves at a segment's first byte (or its empty end) and only
-    forward, except when the publisher starts again: with a reset, or at an index already forgotten.
-    `floor` is the lowest index that may still exist.
+    forward, except when a publisher starts anew. `generation` counts publishers: 1, and one more for each
+    that started anew; `origin` is where the newest of them began. `floor` is the lowest index that may exist.
     """
 
     def __init__(self, limits: ChannelLimits) -> None:
         self.limits = limits
         self.head = 0
         self.floor = 0
+        self.generation = 1
+        self.origin = 0
         self.closed = False
         self.size = 0
         self.slots: dict[int, Slot] = {}
@@ -159,25 +181,49 @@ class Ring:
     def open(self, index: int, *, random_access: bool = False, reset: bool = False) -> list[int]:
         """Give `index` to a new writer; whoever had it, finished or not, is forgotten.
 
-        Raises ExhaustedError when too many segments are open, ChannelClosedError on a closed ring.
+        A publisher starts anew with a reset, or where `_restarting` says so: what the one before it wrote
+        from there on is forgotten, and what it left open below is to be ended. Raises ExhaustedError when too
+        many segments are open, ChannelClosedError on a closed ring; then nothing has changed.
         """
         assert index >= 0, index
         if self.closed:
             raise ChannelClosedError("Stream not found")
-        if index < self.floor or (reset and index < self.head):
-            forgotten = self._drop([each for each in self.slots if each >= index])
+        restarts = self._restarting(index)
+        back = restarts or (reset and index < self.head)
+        forgotten = [each for each in self.slots if each == index or (back and each > index)]
+        left = [] if restarts or reset else self.unfinished_below(index)
+        kept = [each for each in self._unfinished() if each > index and each not in forgotten]
+        if len(left) + len(kept) >= self.limits.writers:
+            raise ExhaustedError("Too many segments are open", reason="TOO_MANY_WRITERS", retry_after_s=1)
+        if back:
             self.head = index
             self.floor = min(self.floor, max(index - REORDER + 1, 0))
         else:
-            forgotten = self._drop([index] if index in self.slots else [])
-        if self._unfinished() >= self.limits.writers:
-            raise ExhaustedError("Too many segments are open", reason="TOO_MANY_WRITERS")
-        self.slots[index] = Slot(random_access)
+            self.floor = min(self.floor, index)
+        if restarts or (reset and (back or self.head > 0)):
+            self.generation += 1
+            self.origin = index
+        self._drop(forgotten)
+        self.slots[index] = Slot(random_access, self.generation)
         return forgotten
 
+    def _restarting(self, index: int) -> bool:
+        """Whether a writer of `index` is a new publisher, one that knows nothing of the head.
+
+        It is when that segment has begun and is older than a late arrival, or a retry of one that is recent
+        or open, can be. One that begins at 0 again is always new, unless its 1 came before its 0.
+        """
+        recent = index >= self.head - REORDER
+        slot = self.slots.get(index)
+        if slot is None:
+            return index < self.floor and (index == 0 or not recent)
+        if not slot.begun or (recent and slot.generation != self.generation):
+            return False
+        return index == 0 or (slot.finished_at is not None and not recent)
+
     def unfinished_below(self, index: int) -> list[int]:
-        """The segments that a reset at `index` ends."""
-        return sorted(each for each, slot in self.slots.items() if each < index and slot.finished_at is None)
+        """The segments that a publisher that starts anew at `index` ends."""
+        return [each for each in self._unfinished() if each < index]
 
     def grow(self, index: int, size: int) -> list[int]:
         """Add bytes; the oldest segments go when the channel is full, even this one. Raises TooLargeError."""
@@ -188,7 +234,10 @@ class Ring:
             )
         slot.size += size
         self.size += size
-        self.head = max(self.head, index + 1)
+        if index >= self.head:
+            self.head = index + 1
+        if self.size <= self.limits.channel_bytes:
+            return []
         forgotten: list[int] = []
         while self.size > self.limits.channel_bytes:
             forgotten += self._forget_through(min(self.slots))
@@ -209,7 +258,7 @@ class Ring:
     def close(self) -> list[int]:
         """No segment begins from now on; those still open are returned, to be ended where they are."""
         self.closed = True
-        return self.unfinished_below(max(self.slots, default=0) + 1)
+        return self._unfinished()
 
     def verdict(self, index: int) -> Verdict:
         """What a reader of `index` gets now; ask again after every change while it is PARK."""
@@ -227,20 +276,43 @@ class Ring:
             return Verdict.PARK
         return Verdict.MISSING
 
+    def left_behind(self, index: int, generation: int) -> bool:
+        """Whether a reader of `index` since `generation` waits for what will never come.
+
+        A publisher that started anew below it means another segment by that index, if it ever gets there.
+        """
+        return generation != self.generation and index > self.origin
+
+    def missing(self, index: int) -> SegmentMissingError:
+        """What a reader of `index` is told that gets nothing."""
+        resume = self.resume(index)
+        lost = max(resume - index, 0) if index <= self.head else 0
+        return SegmentMissingError(
+            index, latest=self.head, resume=resume, lost=lost, generation=self.generation
+        )
+
+    def started_anew(self, index: int) -> SegmentMissingError:
+        """What a reader is told that is `left_behind`; who knows only `latest` finds the publisher too."""
+        resume = self.resume(self.origin - 1)
+        lost = resume - self.origin
+        return SegmentMissingError(
+            index, latest=self.origin, resume=resume, lost=lost, generation=self.generation
+        )
+
     def resume(self, after: int) -> int:
         """Where a reader goes that cannot have `after`: it should lose little and be able to decode.
 
         The newest random-access segment beyond it, else the oldest segment beyond it, else the head. A reader
-        beyond the head itself outlived a restart of the publisher, and begins anew.
+        beyond the head itself outlived a publisher, and begins where the next one did.
         """
         if after > self.head:
-            after = -1
+            after = self.origin - 1
         beyond = [index for index, slot in self.slots.items() if index > after and slot.begun]
         flagged = [index for index in beyond if self.slots[index].random_access]
         return max(flagged) if flagged else min(beyond, default=self.head)
 
-    def _unfinished(self) -> int:
-        return sum(slot.finished_at is None for slot in self.slots.values())
+    def _unfinished(self) -> list[int]:
+        return sorted(index for index, slot in self.slots.items() if slot.finished_at is None)
 
     def _trim(self, now: float) -> list[int]:
         """Forget the oldest finished segments beyond the depth, save what a late reader decodes from."""
@@ -253,7 +325,8 @@ class Ring:
                 held_from = None
         finished = sorted(index for index, slot in self.slots.items() if slot.finished_at is not None)
         beyond = [index for index in finished[: -self.limits.depth] if held_from is None or index < held_from]
-        return self._forget_through(beyond[-1]) if beyond else []
+        beyond = beyond[-1:] + finished[: -self.limits.segments]
+        return self._forget_through(max(beyond)) if beyond else []
 
     def _forget_through(self, index: int) -> list[int]:
         self.floor = index + 1

@@ -1,12 +1,14 @@
 """Reads a channel over HTTP: one GET a segment, the next one parked while this one flows.
 
-A segment that was skipped, because this reader fell behind, or cut, because its connection broke, counts in
-the `lost` of the next one. The stream ends where the server says that the channel is closed, or forgot it.
+A segment that was skipped, because this reader fell behind, or cut, because its publisher or its connection
+broke, counts in the `lost` of the next one. The stream ends where the server says that the channel is closed,
+or forgot it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aiohttp import ClientResponse, ClientSession
@@ -25,7 +27,10 @@ from services.common.trickle.connection import (
 )
 from services.common.trickle.protocol import (
     CURRENT,
+    CUT,
+    GENERATION,
     LATEST,
+    LOST,
     NEXT,
     RANDOM_ACCESS,
     RESUME,
@@ -39,13 +44,29 @@ EARLY_S: Final = 0.25  # before an index that is still to come is asked for agai
 
 
 class ReceivedSegment:
-    """Yields a segment's bytes as they arrive. `lost`: how many before it were skipped, or cut short."""
+    """Yields a segment's bytes as they arrive. `lost`: how many before it were skipped, or cut short.
 
-    def __init__(self, response: ClientResponse, index: int, lost: int) -> None:
+    `restarted`: it is the first that this reader has of another publisher; what came before it has no
+    continuation. `generation` counts publishers, where the server does.
+    """
+
+    def __init__(
+        self,
+        response: ClientResponse,
+        index: int,
+        *,
+        lost: int,
+        generation: int | None,
+        restarted: bool,
+        after_cut: bool,
+    ) -> None:
         self._response = response
+        self.after_cut: Final = after_cut  # the server says so of the segment before
         self.index: Final = index
+        self.generation: Final = generation
+        self.restarted: Final = restarted
         self.lost = lost
-        self.cut = False  # the connection broke inside this segment
+        self.cut = False  # its connection broke; what its publisher broke off is told with the next one
 
     def __aiter__(self) -> ReceivedSegment:
         return self
@@ -64,6 +85,16 @@ class ReceivedSegment:
     def close(self) -> None:
         """Read no more of it; what the server still sends is refused."""
         self._response.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """What is asked for, as `generation` counts; whoever gets `expected` has lost `lost`, and no more."""
+
+    index: int
+    generation: int | None
+    expected: int
+    lost: int = 0
 
 
 class Subscriber:
@@ -88,8 +119,9 @@ class Subscriber:
         self._group = asyncio.TaskGroup()
         self._fetching: asyncio.Task[ReceivedSegment | SluiceError] | None = None
         self._current: ReceivedSegment | None = None
-        self._cut = 0  # segments whose connection broke since the last one was handed out
+        self._cut = False  # the connection of the last segment broke
         self._joined = False
+        self._generation: int | None = None  # of the last segment
         self._closed = False
 
     async def __aenter__(self) -> Subscriber:
@@ -123,9 +155,10 @@ class Subscriber:
             raise StopAsyncIteration
         if isinstance(result, SluiceError):
             raise result
-        result.lost += self._cut
-        self._cut = 0
+        result.lost += self._cut or result.after_cut
+        self._cut = False
         self._joined = True
+        self._generation = result.generation
         self._current = result
         self._wanted = result.index + 1
         self._fetching = self._group.create_task(self._fetch(self._wanted))
@@ -134,7 +167,7 @@ class Subscriber:
     def _leave(self) -> None:
         if self._current is not None:
             self._current.close()
-            self._cut += self._current.cut
+            self._cut = self._current.cut
             self._current = None
 
     async def _fetch(self, wanted: int) -> ReceivedSegment | SluiceError:
@@ -149,7 +182,7 @@ class Subscriber:
 
     async def _park(self, wanted: int) -> ReceivedSegment:
         failures = Failures(self._patience)
-        asked = wanted
+        asked = _Position(wanted, self._generation, expected=wanted)
         while True:
             failures.attempt()
             try:
@@ -165,31 +198,54 @@ class Subscriber:
                 continue
             index = index_header(response, SEQ)
             if index is None:
-                index = max(asked, 0)
-            return ReceivedSegment(response, index, max(index - wanted, 0) if wanted >= 0 else 0)
+                index = max(asked.index, 0)
+            return ReceivedSegment(
+                response,
+                index,
+                lost=asked.lost + (max(index - asked.expected, 0) if asked.expected >= 0 else 0),
+                generation=(generation := index_header(response, GENERATION)),
+                restarted=self._anew(generation) if generation is not None else index < wanted,
+                after_cut=self._joined and index_header(response, CUT) == wanted - 1,
+            )
 
-    async def _get(self, index: int) -> ClientResponse | None:
+    def _anew(self, generation: int | None) -> bool:
+        return None not in {self._generation, generation} and generation != self._generation
+
+    async def _get(self, asked: _Position) -> ClientResponse | None:
         """One GET, or None when it was parked for so long that it is time to ask again."""
+        headers = {} if asked.generation is None else {GENERATION: str(asked.generation)}
         scope = asyncio.timeout(self._patience.poll_s)
         try:
             async with scope:
                 return await self._session.get(
-                    segment_url(self._url, index), timeout=long_request(self._patience)
+                    segment_url(self._url, asked.index),
+                    headers=headers,
+                    timeout=long_request(self._patience),
                 )
         except TimeoutError:
             if not scope.expired():
                 raise
             return None
 
-    async def _jump(self, response: ClientResponse, asked: int) -> int:
+    async def _jump(self, response: ClientResponse, asked: _Position) -> _Position:
         """Where a 470 sends us."""
         response.release()
         latest = index_header(response, LATEST)
         if latest is None:
-            return NEXT
+            return replace(asked, index=NEXT)
         resume = index_header(response, RESUME)
-        target = after_missing(asked, latest=latest, resume=resume, joined=self._joined)
+        generation = index_header(response, GENERATION)
+        target = after_missing(
+            asked.index,
+            latest=latest,
+            resume=resume,
+            joined=self._joined,
+            restarted=self._anew(generation) and generation != asked.generation,
+        )
         if target is None:
             await asyncio.sleep(EARLY_S)
             return asked
-        return target
+        lost = index_header(response, LOST)
+        if lost is None or target != resume:
+            return replace(asked, index=target, generation=generation)
+        return _Position(target, generation, expected=target, lost=asked.lost + lost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,15 +20,15 @@ from services.common.errors import (
     TooLargeError,
     UnauthenticatedError,
 )
+from services.common.settings import host_port
 from services.common.telemetry import report_bug
-from services.ingest.auth import Authenticator, Caller
+from services.ingest.auth import Authenticator, Caller, bearer
 from services.ingest.bridge.hub import Hub
 from services.ingest.control_plane import ControlPlane
 from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
-
-BEARER: Final = "bearer "
+from services.ingest.transports.trickle import BASE_PATH, PublicChannels
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,14 @@ class Core:
     hub: Hub
     keys: StreamKeys
     publishing: Publishing
+    channels: PublicChannels
+
+    def trickle_url(self, request: Request) -> str:
+        """Where clients reach the public trickle channels, without a slash at the end."""
+        if self.settings.public_trickle_url:
+            return self.settings.public_trickle_url.rstrip("/")
+        _, port = host_port(self.settings.public_trickle_listen)
+        return f"http://{request.url.hostname}:{port}{BASE_PATH.rstrip('/')}"
 
     def base_url(self, request: Request) -> str:
         return (self.settings.public_url or str(request.base_url)).rstrip("/")
@@ -54,10 +62,7 @@ def core(request: Request) -> Core:
 
 async def caller(request: Request) -> Caller:
     """The tenant behind `Authorization: Bearer <key>`."""
-    header = request.headers.get("authorization", "")
-    if not header.lower().startswith(BEARER):
-        raise UnauthenticatedError("send an API key: Authorization: Bearer <key>", reason="KEY_MISSING")
-    return await core(request).authenticator.who(header[len(BEARER) :].strip())
+    return await core(request).authenticator.who(bearer(request.headers.get("authorization")))
 
 
 CoreOf = Annotated[Core, Depends(core)]

@@ -308,6 +308,8 @@ def stream_object(stream: sessions_pb2.Stream, core: Core, request: Request) -> 
         "params": json.loads(stream.params),
         "publish_url": f"{base}/ts/{key}",
         "play_url": _play_url(stream.id, core, request),
+        "trickle_publish_url": f"{core.trickle_url(request)}/{key}",
+        "trickle_play_url": f"{core.trickle_url(request)}/{core.keys.playback(stream.id)}",
         "delivery": "complete" if stream.delivery == runner_pb2.DELIVERY_COMPLETE else "live",
         "revision": stream.revision,
         "session": stream.session or None,

@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from services.common.trickle.protocol import CONTINUE, ChannelLimits
+from services.common.trickle.http1 import CONTINUE
+from services.common.trickle.protocol import ChannelLimits
 from tests.contract.trickle.wire import Served, ask, connect, put, serving
 
 MISSING = b"Entry not found"
@@ -24,10 +25,10 @@ async def test_nothing_is_answered_before_the_first_byte_and_then_all_of_it_at_o
         assert head.status == 200
         assert head.headers.keys() == {
             "lp-trickle-seq",
+            "lp-trickle-generation",
             "content-type",
             "transfer-encoding",
             "date",
-            "server",
         }
         assert head.headers["lp-trickle-seq"] == "0"
         assert head.headers["content-type"] == "video/MP2T"
@@ -124,9 +125,9 @@ async def test_routes_that_do_not_exist(served: Served) -> None:
     served.open()
     assert (await ask(served, "GET", "/c/0/0")).status == 404
     answer = await ask(served, "GET", "/c")
-    assert (answer.status, answer.headers["allow"]) == (405, "DELETE,POST")
+    assert (answer.status, answer.headers["allow"]) == (405, "DELETE, POST")
     answer = await ask(served, "PUT", "/c/0", "Content-Length: 0")
-    assert (answer.status, answer.headers["allow"]) == (405, "DELETE,GET,HEAD,POST")
+    assert (answer.status, answer.headers["allow"]) == (405, "DELETE, GET, HEAD, POST")
 
 
 async def test_a_name_is_one_decoded_path_segment() -> None:
@@ -302,8 +303,10 @@ async def test_a12_a_publisher_starts_again_at_0(served: Served) -> None:
         assert await reader.quiet()
         await put(served, "/c/0", b"new")
         answer = await reader.answer()
-        assert (answer.status, answer.headers["lp-trickle-latest"]) == (470, "1")
-    assert (await ask(served, "GET", "/c/-2")).body == b"new"
+        assert (answer.status, answer.headers["lp-trickle-latest"]) == (470, "0")
+        assert (answer.headers["lp-trickle-resume"], answer.headers["lp-trickle-generation"]) == ("0", "2")
+    answer = await ask(served, "GET", "/c/-2")
+    assert (answer.body, answer.headers["lp-trickle-generation"]) == (b"new", "2")
 
 
 async def test_a12_a_publisher_goes_on_with_a_reset(served: Served) -> None:
@@ -381,11 +384,21 @@ async def test_clients_make_channels_only_where_that_is_allowed(served: Served) 
 async def test_a_broken_body_is_a_400(served: Served) -> None:
     served.open()
     async with connect(served) as writer:
-        writer.post("/c/0", "Content-Encoding: gzip")
-        writer.chunk(b"this was never compressed")
+        writer.post("/c/0")
+        writer.writer.write(b"zz\r\n")
         answer = await writer.answer()
         assert (answer.status, answer.headers["connection"]) == (400, "close")
     assert (await ask(served, "GET", "/c/next")).headers["lp-trickle-latest"] == "0"
+
+
+async def test_a_body_is_what_was_sent_whatever_it_says_of_its_encoding(served: Served) -> None:
+    served.open()
+    async with connect(served) as writer:
+        writer.post("/c/0", "Content-Encoding: gzip")
+        writer.chunk(b"opaque")
+        writer.end()
+        assert (await writer.answer()).status == 200
+    assert (await ask(served, "GET", "/c/0")).body == b"opaque"
 
 
 async def test_a_server_that_stops_releases_everybody_quickly() -> None:

@@ -88,7 +88,7 @@ async def test_segments_begin_at_key_frames_a_second_apart() -> None:
     async with staged() as stage:
         stage.push(pictures(80, every=5))
         segments = stage.session._channels["in"].channel._segments
-        starts = [units_of(bytes(segments[index].bytes))[0] for index in sorted(segments)]
+        starts = [units_of(b"".join(segments[index].pieces))[0] for index in sorted(segments)]
         assert all(unit.keyframe for unit in starts)
         assert [b.pts - a.pts for a, b in pairwise(starts)] == [CLOCK_HZ, CLOCK_HZ, CLOCK_HZ]
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -26,8 +27,9 @@ from services.common.trickle.registry import Registry
 from services.ingest.app import METHODS, public_app
 from services.ingest.auth import Authenticator, Caller
 from services.ingest.bridge.hub import Hub
+from services.ingest.bridge.identity import Identity
 from services.ingest.bridge.outbox import Outbox
-from services.ingest.bridge.session import BridgeSession, Identity
+from services.ingest.bridge.session import BridgeSession
 from services.ingest.bridge.stages import PictureTimes, Stage
 from services.ingest.control_plane import ControlPlane
 from services.ingest.faces import streams
@@ -36,6 +38,7 @@ from services.ingest.faces.context import Core
 from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
+from services.ingest.transports.trickle import PublicChannels
 from tests.support.media import pictures, shown, ts
 
 SEVEN = {"success", "error", "code", "status", "details", "requestId", "traceId"}
@@ -193,20 +196,22 @@ async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
     settings = IngestSettings(stream_secret="x" * 16, viewer_wait_s=0.05, first_picture_s=0.5, max_viewers=1)
     plane = Plane()
     async with Hub(Registry(), cast("Outbox", Disk()), settings) as hub:
-        core = Core(
-            settings=settings,
-            authenticator=cast("Authenticator", Doorman()),
-            plane=cast("ControlPlane", plane),
+        known = {
+            "settings": settings,
+            "authenticator": cast("Authenticator", Doorman()),
+            "plane": cast("ControlPlane", plane),
+            "hub": hub,
+            "keys": KEYS,
+        }
+        publishing = Publishing(
             hub=hub,
+            plane=cast("ControlPlane", plane),
             keys=KEYS,
-            publishing=Publishing(
-                hub=hub,
-                plane=cast("ControlPlane", plane),
-                keys=KEYS,
-                bridge_address="here:7000",
-                settings=settings,
-            ),
+            bridge_address="here:7000",
+            settings=settings,
         )
+        channels = PublicChannels(registry=Registry(), publishing=publishing, **known)  # type: ignore[arg-type]
+        core = Core(publishing=publishing, channels=channels, **known)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(public_app(core), raise_app_exceptions=False)
         async with httpx.AsyncClient(
             transport=transport,
@@ -656,6 +661,44 @@ async def test_no_more_viewers_are_let_in_than_the_settings_say(house: House) ->
     answer = await house.client.get(made["play_url"])
     assert answer.status_code == 429
     assert answer.headers["Retry-After"] == "5"
+
+
+async def test_a_tenant_makes_lists_and_deletes_channels_of_its_own(house: House) -> None:
+    made = await house.call("POST", "/v1/channels", 201, json={"name": "notes"})
+    assert (made["name"], made["content_type"], made["head"]) == ("notes", "application/octet-stream", 0)
+    read, write = (urlsplit(made[url]) for url in ("read_url", "write_url"))
+    assert (read.netloc, read.path[:9]) == ("gateway.test:8002", "/trickle/")
+    assert read.path != write.path
+    assert len(write.path) > 40, "unguessable"
+    assert (await house.call("GET", "/v1/channels"))["data"] == [made]
+    theirs = {"Authorization": "Bearer theirs"}
+    assert (await house.call("GET", "/v1/channels", headers=theirs))["data"] == []
+    await house.call("DELETE", "/v1/channels/notes", 404, headers=theirs)
+    await house.call("POST", "/v1/channels", 201, headers=theirs, json={"name": "notes"})
+    assert (await house.call("POST", "/v1/channels", 409, json={"name": "notes"}))["code"] == (
+        "SLUICE/CHANNEL_EXISTS"
+    )
+    await house.call("DELETE", "/v1/channels/notes")
+    assert (await house.call("GET", "/v1/channels"))["data"] == []
+    await house.call("DELETE", "/v1/channels/notes", 404)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"name": ""}, {"name": "a/b"}, {"name": "x" * 101}, {"name": "a", "content_type": "no\r\ntype"}],
+)
+async def test_a_channel_with_a_wrong_field_is_refused(house: House, wrong: dict[str, str]) -> None:
+    refused = await house.call("POST", "/v1/channels", 400, json=wrong)
+    assert refused["details"]["field"].startswith("body.")
+
+
+async def test_a_tenant_has_so_many_channels_and_no_more(house: House) -> None:
+    for number in range(25):
+        await house.call("POST", "/v1/channels", 201, json={"name": f"n{number}"})
+    refused = await house.call("POST", "/v1/channels", 429, json={"name": "one-more"})
+    assert refused["code"] == "SLUICE/TOO_MANY_CHANNELS"
+    await house.call("DELETE", "/v1/channels/n7")
+    await house.call("POST", "/v1/channels", 201, json={"name": "one-more"})
 
 
 async def test_methods_that_a_client_invents_make_no_new_series(house: House) -> None:

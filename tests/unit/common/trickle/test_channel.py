@@ -7,8 +7,15 @@ import contextlib
 
 import pytest
 
-from services.common.errors import ConflictError, ExhaustedError, NotFoundError, TooLargeError
-from services.common.trickle.channel import RUN_BYTES, Channel, ChannelReader, SegmentReader
+from services.common.errors import (
+    ConflictError,
+    ExhaustedError,
+    NotFoundError,
+    PaymentRequiredError,
+    TooLargeError,
+)
+from services.common.trickle.channel import Channel, ChannelReader, SegmentReader
+from services.common.trickle.metrics import LAGGED
 from services.common.trickle.protocol import (
     CURRENT,
     NEXT,
@@ -17,6 +24,7 @@ from services.common.trickle.protocol import (
     ChannelLimits,
     SegmentMissingError,
 )
+from services.common.trickle.segment import RUN_BYTES
 
 
 def write(channel: Channel, data: bytes = b"x", *, random_access: bool = False) -> None:
@@ -219,6 +227,127 @@ async def test_a_waiting_reader_is_told_when_the_publisher_starts_again() -> Non
     with pytest.raises(SegmentMissingError) as caught:
         await waiting
     assert (caught.value.latest, caught.value.resume) == (0, 0)
+
+
+async def test_a12_a_reader_is_told_that_a_publisher_started_anew() -> None:
+    channel = Channel()
+    reader = channel.read(0)
+    for _ in range(4):
+        write(channel, b"old")
+    seen = [await anext(reader) for _ in range(4)]
+    assert [segment.restarted for segment in seen] == [False] * 4
+    waiting = asyncio.ensure_future(anext(reader))
+    await asyncio.sleep(0)
+    with channel.begin_segment(0) as writer:
+        writer.write(b"new")
+    segment = await waiting
+    assert (segment.index, segment.restarted, segment.generation, segment.lost) == (0, True, 2, 0)
+    write(channel, b"more")
+    assert not (await anext(reader)).restarted
+
+
+async def test_a12_a_reader_that_was_away_for_a_restart_loses_none_of_it_unknowingly() -> None:
+    channel = Channel()
+    reader = channel.read(NEXT)
+    write(channel)
+    await anext(reader)
+    for number in range(8):
+        with channel.begin_segment(number) as writer:
+            writer.write(b"new")
+    segment = await anext(reader)
+    assert (segment.index, segment.restarted, segment.lost) == (3, True, 3)
+
+
+async def test_a12_a_restart_ends_what_the_old_publisher_left_open() -> None:
+    channel = Channel()
+    for _ in range(4):
+        write(channel)
+    left = channel.begin_segment()
+    left.write(b"half")
+    segment = await channel.segment(4)
+    channel.begin_segment(1)
+    assert left.ended
+    assert await whole(segment) == b"half"
+    assert segment.cut
+
+
+async def test_a_segment_that_its_writer_did_not_end_is_cut() -> None:
+    channel = Channel()
+    kept, broken, replaced, deleted, closed = [channel.begin_segment() for _ in range(5)]
+    for writer in (kept, broken, replaced, deleted, closed):
+        writer.write(b"x")
+    segments = [await channel.segment(index) for index in range(5)]
+    assert not any(segment.cut for segment in segments)
+    kept.end()
+    broken.abandon()
+    channel.begin_segment(2)
+    channel.end_segment(3)
+    channel.close()
+    assert [segment.cut for segment in segments] == [False, True, True, True, True]
+
+
+async def test_what_is_pushed_to_a_follower_is_not_yielded_again() -> None:
+    channel = Channel()
+    writer = channel.begin_segment()
+    writer.write(b"one")
+    segment = await channel.segment(0)
+    assert segment.take() == b"one"
+    pushed: list[bytes] = []
+
+    def take_two(data: bytes) -> bool:
+        pushed.append(data)
+        return len(pushed) < 2
+
+    following = asyncio.ensure_future(segment.follow(take_two))
+    await asyncio.sleep(0)
+    for data in (b"two", b"three", b"four"):
+        writer.write(data)
+    await following
+    assert (pushed, segment.take(), segment.take()) == ([b"two", b"three"], b"four", b"")
+    following = asyncio.ensure_future(segment.follow(take_two))
+    await asyncio.sleep(0)
+    writer.end()
+    await following
+    await segment.follow(take_two)
+    assert segment.ended
+
+
+async def test_a_follower_that_gives_up_is_pushed_no_more() -> None:
+    channel = Channel()
+    writer = channel.begin_segment()
+    writer.write(b"one")
+    segment = await channel.segment(0)
+    segment.take()
+    pushed: list[bytes] = []
+
+    def keep(data: bytes) -> bool:
+        pushed.append(data)
+        return True
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await segment.follow(keep)
+    writer.write(b"two")
+    assert (pushed, segment.take()) == ([], b"two")
+
+
+async def test_a_reason_for_closing_is_kept_for_the_writer() -> None:
+    channel = Channel()
+    reason = PaymentRequiredError("no credit")
+    channel.close(reason)
+    channel.close()
+    assert channel.error is reason
+    assert await everything(channel.read(0)) == []
+
+
+async def test_in_process_readers_count_what_they_lost() -> None:
+    before = LAGGED._value.get()
+    channel = Channel(ChannelLimits(depth=3))
+    reader = channel.read(0)
+    for _ in range(9):
+        write(channel)
+    assert (await anext(reader)).lost == 6
+    assert LAGGED._value.get() == before + 6
 
 
 async def test_a_segment_over_its_cap_ends_with_what_it_has() -> None:

@@ -172,12 +172,109 @@ def test_a_restarted_publisher_may_preconnect_in_reverse_order() -> None:
     assert ring.verdict(1) is Verdict.PARK
 
 
-def test_only_a_reset_moves_the_head_back_inside_the_ring() -> None:
+@pytest.mark.parametrize(
+    ("written", "index", "restarts"),
+    [
+        (9, 8, False),  # the newest once more: a retry
+        (9, 7, False),  # the one before it: its retry came after the next one had begun
+        (9, 6, True),  # older than any retry
+        (9, 2, True),  # forgotten
+        (9, 9, False),
+        (9, 12, False),
+        (1, 0, True),  # who begins at 0 again knows nothing of the 0 before
+        (2, 0, True),
+        (2, 1, False),
+        (0, 0, False),
+    ],
+)
+def test_a12_a_publisher_starts_anew_at_an_index_that_no_retry_explains(
+    written: int, index: int, restarts: bool
+) -> None:
+    ring = ring_of(written)
+    before = set(ring.slots)
+    forgotten = ring.open(index)
+    assert (ring.generation, ring.origin) == ((2, index) if restarts else (1, 0))
+    assert ring.head == (index if restarts else written)
+    assert set(forgotten) == {each for each in before if each == index or (restarts and each > index)}
+
+
+def test_an_open_segment_can_be_sent_again_however_old_it_is() -> None:
+    ring = ring_of(4)
+    ring.open(4)
+    ring.grow(4, 1)
+    for index in range(5, 8):
+        write(ring, index)
+    assert ring.open(4) == [4]
+    assert (ring.generation, ring.head) == (1, 8)
+
+
+def test_an_index_that_never_began_is_late_and_no_restart() -> None:
+    ring = ring_of(9)
+    write(ring, 100)
+    write(ring, 50)
+    assert (ring.generation, ring.head, ring.verdict(50)) == (1, 101, Verdict.SERVE)
+
+
+def test_a12_a_restarted_publishers_1_may_come_before_its_0() -> None:
     ring = ring_of(4)
     ring.open(1)
-    assert ring.head == 4
+    assert (ring.generation, ring.head) == (2, 1)
+    assert ring.open(0) == [0]
+    assert (ring.generation, sorted(ring.slots)) == (2, [0, 1])
+
+
+def test_a12_a_reset_starts_anew_at_the_head_and_keeps_what_was_written() -> None:
+    ring = ring_of(4)
+    assert ring.open(4, reset=True) == []
+    assert (ring.generation, ring.origin, ring.head, sorted(ring.slots)) == (2, 4, 4, [0, 1, 2, 3, 4])
     ring.open(2, reset=True)
-    assert (ring.head, sorted(ring.slots)) == (2, [0, 1, 2])
+    assert (ring.generation, ring.origin, ring.head, sorted(ring.slots)) == (3, 2, 2, [0, 1, 2])
+
+
+def test_a_reset_of_a_channel_that_nobody_wrote_is_no_restart() -> None:
+    ring = Ring(ChannelLimits())
+    ring.open(0, reset=True)
+    assert ring.generation == 1
+
+
+def test_a12_a_reader_beyond_a_new_publisher_is_sent_to_its_first_segment() -> None:
+    ring = ring_of(57)
+    ring.open(0)
+    assert [ring.left_behind(index, 1) for index in (0, 1, 57)] == [False, True, True]
+    assert not ring.left_behind(57, 2)
+    told = ring.started_anew(57)
+    assert (told.latest, told.resume, told.lost, told.generation) == (0, 0, 0, 2)
+    for index in range(7):
+        write(ring, index)
+    told = ring.started_anew(57)
+    assert (told.latest, told.resume, told.lost) == (0, 2, 2)
+    assert (ring.missing(57).latest, ring.missing(57).resume) == (7, 2)
+
+
+def test_a_reader_of_what_is_gone_is_told_how_many_it_lost() -> None:
+    ring = ring_of(9)
+    told = ring.missing(1)
+    assert (told.latest, told.resume, told.lost) == (9, 4, 3)
+    assert ring.missing(12).lost == 0
+
+
+def test_a_refused_writer_changes_nothing() -> None:
+    ring = Ring(ChannelLimits(writers=3))
+    write(ring, 0)
+    for index in range(1, 4):
+        ring.open(index)
+    with pytest.raises(ExhaustedError):
+        ring.open(4)
+    assert (sorted(ring.slots), ring.generation) == ([0, 1, 2, 3], 1)
+    assert ring.open(4, reset=True) == []  # what its predecessor left open does not count
+
+
+def test_finished_segments_are_bounded_in_number_whatever_their_history() -> None:
+    ring = Ring(ChannelLimits(depth=2, segments=3, history_s=1e9))
+    for index in range(4):
+        ring.open(index, random_access=index == 0)
+        ring.finish(index, now=0.0)
+    assert sorted(ring.slots) == [1, 2, 3]
 
 
 def test_a_reset_names_the_open_segments_below_it() -> None:
@@ -249,7 +346,7 @@ def test_a_closed_ring_serves_what_is_left_and_opens_nothing() -> None:
 class RingAgainstModel(RuleBasedStateMachine):
     """Random writers against a model that forgets nothing by itself: it checks the ring's word."""
 
-    limits = ChannelLimits(depth=3, segment_bytes=8, channel_bytes=20, history_s=5.0, writers=4)
+    limits = ChannelLimits(depth=3, segments=6, segment_bytes=8, channel_bytes=20, history_s=5.0, writers=4)
 
     @initialize()
     def begin(self) -> None:
@@ -257,6 +354,8 @@ class RingAgainstModel(RuleBasedStateMachine):
         self.sizes: dict[int, int] = {}
         self.finished: dict[int, float] = {}
         self.flagged: set[int] = set()
+        self.publishers: dict[int, int] = {}
+        self.generation = 1
         self.head = 0
         self.now = 0.0
 
@@ -276,22 +375,39 @@ class RingAgainstModel(RuleBasedStateMachine):
     @rule(ahead=st.integers(-9, 4), flagged=st.booleans(), reset=st.booleans())
     def open(self, ahead: int, flagged: bool, reset: bool) -> None:
         index = max(self.head + ahead, 0)
-        again = index < self.ring.floor or (reset and index < self.head)
-        expected = [each for each in self.sizes if each == index or (again and each > index)]
-        full = len(set(self.open_indices()) - set(expected)) >= self.limits.writers
-        try:
-            forgotten = self.ring.open(index, random_access=flagged, reset=reset)
-        except ExhaustedError:
-            assert full
-            self.forget(expected)
-        else:
-            assert not full
-            assert sorted(forgotten) == sorted(expected)
-            self.forget(forgotten)
-            self.sizes[index] = 0
-            if flagged:
-                self.flagged.add(index)
-        self.head = index if again else self.head
+        restarts = self.restarts(index)
+        back = restarts or (reset and index < self.head)
+        expected = [each for each in self.sizes if each == index or (back and each > index)]
+        stays = set(self.open_indices()) - set(expected)
+        if restarts or reset:
+            stays = {each for each in stays if each > index}
+        if len(stays) >= self.limits.writers:
+            with pytest.raises(ExhaustedError):
+                self.ring.open(index, random_access=flagged, reset=reset)
+            return
+        assert sorted(self.ring.open(index, random_access=flagged, reset=reset)) == sorted(expected)
+        self.forget(expected)
+        self.sizes[index] = 0
+        if flagged:
+            self.flagged.add(index)
+        if restarts or (reset and self.head > 0):
+            self.generation += 1
+            assert self.ring.origin == index
+        if back:
+            self.head = index
+        self.publishers[index] = self.generation
+        for left in self.ring.unfinished_below(index) if restarts or reset else []:
+            if left in self.sizes:
+                self.settle(left, broke=True)
+
+    def restarts(self, index: int) -> bool:
+        """What A12 says, from the model's own memory of who wrote what."""
+        retried = index >= self.head - REORDER
+        if index not in self.sizes:
+            return index < self.ring.floor and (index == 0 or not retried)
+        if not self.begun(index) or (retried and self.publishers[index] != self.generation):
+            return False
+        return index == 0 or (index in self.finished and not retried)
 
     @precondition(lambda self: self.open_indices())
     @rule(data=st.data(), size=st.integers(1, 9))
@@ -312,7 +428,9 @@ class RingAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: self.open_indices())
     @rule(data=st.data(), broke=st.booleans())
     def end(self, data: st.DataObject, broke: bool) -> None:
-        index = data.draw(st.sampled_from(self.open_indices()))
+        self.settle(data.draw(st.sampled_from(self.open_indices())), broke=broke)
+
+    def settle(self, index: int, *, broke: bool) -> None:
         if broke and not self.sizes[index]:
             assert self.ring.abandon(index, self.now) == [index]
             self.forget([index])
@@ -324,6 +442,7 @@ class RingAgainstModel(RuleBasedStateMachine):
         aged = newest in self.finished and self.now - self.finished[newest] > self.limits.history_s
         held = set() if newest is None or aged else {each for each in self.finished if each >= newest}
         kept = held | set(sorted(self.finished)[-self.limits.depth :])
+        kept &= set(sorted(self.finished)[-self.limits.segments :])
         gone = max(self.finished.keys() - kept, default=-1)
         assert sorted(forgotten) == sorted(each for each in self.sizes if each <= gone)
         self.forget(forgotten)
@@ -333,7 +452,9 @@ class RingAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        assert self.ring.head == self.head
+        assert (self.ring.head, self.ring.generation) == (self.head, self.generation)
+        assert len(self.finished) <= self.limits.segments
+        assert len(self.open_indices()) <= self.limits.writers
         assert {index: slot.size for index, slot in self.ring.slots.items()} == self.sizes
         assert self.ring.size == sum(self.sizes.values()) <= self.limits.channel_bytes
         assert all(index >= self.ring.floor for index in self.sizes)

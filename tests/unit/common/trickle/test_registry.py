@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
-from services.common.errors import ConflictError, ExhaustedError, InvalidError, NotFoundError
+from services.common.errors import (
+    ConflictError,
+    ExhaustedError,
+    InvalidError,
+    NotFoundError,
+    PaymentRequiredError,
+)
 from services.common.lifecycle import background
+from services.common.trickle.channel import Channel
 from services.common.trickle.protocol import ChannelLimits
 from services.common.trickle.registry import Registry
 
@@ -93,6 +101,78 @@ async def test_the_sweep_takes_idle_channels_and_any_byte_is_activity() -> None:
         await asyncio.sleep(45)
     assert busy.channel.closed
     assert len(registry) == 1
+
+
+@pytest.mark.looptime
+async def test_a_writer_is_told_for_a_while_why_its_channel_was_closed() -> None:
+    registry = Registry(linger_s=5.0)
+    registry.open("a", read_alias="r", write_alias="w")
+    registry.close("a", PaymentRequiredError("no credit"))
+    for _ in range(2):
+        with pytest.raises(PaymentRequiredError):
+            registry.writable("w")
+    assert registry.readable("r").closed
+    await asyncio.sleep(5.1)
+    with pytest.raises(NotFoundError):
+        registry.writable("w")
+
+
+async def test_a_channel_that_is_opened_again_forgets_why_it_was_closed() -> None:
+    registry = Registry()
+    registry.open("a", write_alias="w")
+    registry.close("a", PaymentRequiredError("no credit"))
+    assert registry.open("a", write_alias="w").channel is registry.writable("w")
+
+
+async def test_the_sweep_takes_channels_that_their_owner_closed_and_keeps_the_reason() -> None:
+    registry = Registry()
+    registry.open("a", write_alias="w").channel.close(PaymentRequiredError("no credit"))
+    registry.sweep_once()
+    assert len(registry) == 0
+    with pytest.raises(PaymentRequiredError):
+        registry.writable("w")
+
+
+async def messages(channel: Channel) -> list[object]:
+    """All that a closed channel still holds."""
+    return [json.loads(b"".join([run async for run in segment])) async for segment in channel.read(0)]
+
+
+async def test_the_changefeed_tells_announced_names_and_no_other() -> None:
+    registry = Registry(changefeed=True)
+    registry.open("secret/in")
+    registry.open("given", read_alias="r", write_alias="w")
+    registry.open("public/1", read_alias="cam", write_alias="key", announce=True)
+    registry.close("public/1")
+    registry.close("secret/in")
+    changes = registry.readable("_changes")
+    registry.close_all()
+    assert await messages(changes) == [{"added": ["_changes"]}, {"added": ["cam"]}, {"removed": ["cam"]}]
+
+
+async def test_nothing_follows_what_is_not_wanted() -> None:
+    with pytest.raises(NotFoundError):
+        Registry().readable("_changes")
+
+
+async def test_reserved_names_are_never_a_clients_to_write() -> None:
+    registry = Registry(changefeed=True)
+    with pytest.raises(InvalidError) as caught:
+        registry.open("x", write_alias="_x")
+    assert caught.value.reason == "RESERVED_NAME"
+    with pytest.raises(ConflictError):
+        registry.open("x", read_alias="_changes")
+    with pytest.raises(NotFoundError):
+        registry.writable("_changes")
+
+
+@pytest.mark.looptime
+async def test_w6_a_reserved_name_is_swept_like_any_other() -> None:
+    registry = Registry()
+    registry.open("x", read_alias="_x", limits=ChannelLimits(idle_s=30.0))
+    await asyncio.sleep(31)
+    registry.sweep_once()
+    assert len(registry) == 0
 
 
 async def test_closing_all_closes_all() -> None:
