@@ -27,8 +27,8 @@ class Exchange:
         self.answered = False
         self.closing = not head.keeps_alive  # the connection ends with this exchange
         self._connection = connection
-        self._decoder = head.body()
-        self.received = self._decoder.done  # nothing more of this request is to come
+        self._body = head.body
+        self.received = self._body.done  # nothing more of this request is to come
         self._sink: Callable[[bytes], None] | None = None
         self._early: list[bytes] = []
         self._early_bytes = 0
@@ -45,22 +45,21 @@ class Exchange:
         if self.head.minor == 1 and not self.answered:
             self._connection.write(CONTINUE)
 
-    def feed(self, data: bytes) -> bytes:
-        """Take what came; returns what belongs to the next request."""
+    def feed(self, data: bytes) -> None:
+        """Take what came. What follows the body is not looked at: its client is to send it again."""
         if self._fault is not None:
-            return b""
+            return
         try:
-            self._decoder.feed(data, self._sink or self._keep)
+            self._body.feed(data, self._sink or self._keep)
         except SluiceError as error:
             self._fault = error
             self.closing = True
             self._end(error)
-            return b""
-        if not self._decoder.done:
-            return b""
-        self.received = True
-        self._end(True)
-        return self._decoder.rest
+            return
+        if self._body.done:
+            self.received = True
+            self.closing |= self._body.overrun
+            self._end(True)
 
     async def receive(self, sink: Callable[[bytes], None]) -> bool:
         """Give the body to `sink` as it comes, until it is whole; False when `interrupt` was called before.

@@ -80,9 +80,8 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         if exchange is not None and not exchange.received:
-            data = exchange.feed(data)
-            if not data:
-                return
+            exchange.feed(data)
+            return
         self._ahead += data
         if exchange is None:
             self._next()
@@ -174,7 +173,8 @@ class Connection(asyncio.Protocol):
         self._calm()
         exchange = self._exchange = Exchange(self, head)
         if self._ahead and not exchange.received:
-            self._ahead = exchange.feed(self._ahead)
+            body, self._ahead = self._ahead, b""
+            exchange.feed(body)
         self._task = self.listener.start(self._serve(exchange))
 
     async def _serve(self, exchange: Exchange) -> None:

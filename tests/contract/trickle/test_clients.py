@@ -28,7 +28,7 @@ from services.common.trickle.publisher import PublishedSegment, Publisher
 from services.common.trickle.registry import Registry
 from services.common.trickle.server import serve_trickle, trickle_app
 from services.common.trickle.subscriber import ReceivedSegment, Subscriber
-from tests.contract.trickle.wire import Served, ask, put
+from tests.contract.trickle.wire import Served, ask, metric, put
 
 HASTY = Patience(connect_s=0.5, answer_s=0.5, poll_s=0.1, failures=4, first_delay_s=0.02, last_delay_s=0.1)
 
@@ -151,6 +151,7 @@ async def test_a15_a_subscriber_that_fell_behind_learns_how_many_it_lost(
     served: Served, session: ClientSession
 ) -> None:
     channel = served.open().channel
+    lagged = metric("sluice_trickle_dropped_total", reason="lagged")
     async with Subscriber(session, f"{served.url}/c", start=0) as subscriber:
         await put(served, "/c/0", b"0")
         first = await anext(subscriber)
@@ -164,6 +165,43 @@ async def test_a15_a_subscriber_that_fell_behind_learns_how_many_it_lost(
         seen = [await anext(subscriber) for _ in range(3)]
     assert channel.head == 14
     assert [(segment.index, segment.lost) for segment in seen] == [(2, 0), (9, 6), (10, 0)]
+    assert metric("sluice_trickle_dropped_total", reason="lagged") == lagged + 6
+
+
+async def test_a12_a_subscriber_follows_a_publisher_that_starts_again(
+    served: Served, session: ClientSession
+) -> None:
+    served.open()
+    async with Subscriber(session, f"{served.url}/c", start=0) as subscriber:
+        for index in range(4):
+            await put(served, f"/c/{index}", b"old")
+            await anext(subscriber)
+        await asyncio.sleep(0.05)  # 4 is asked for ahead of time
+        for index in range(2):
+            await put(served, f"/c/{index}", b"new")
+        seen = [await anext(subscriber) for _ in range(2)]
+        assert [(segment.index, segment.restarted, segment.generation) for segment in seen] == [
+            (0, True, 2),
+            (1, False, 2),
+        ]
+        assert [segment.lost for segment in seen] == [0, 0]
+
+
+async def test_a12_a_subscriber_that_was_away_for_a_restart_reads_the_new_publisher_from_where_it_can(
+    served: Served, session: ClientSession
+) -> None:
+    served.open()
+    async with Subscriber(session, f"{served.url}/c", start=0) as subscriber:
+        await put(served, "/c/0", b"old")
+        await anext(subscriber)
+        await put(served, "/c/1", b"old")
+        await asyncio.sleep(0.05)  # 1 is taken ahead of time
+        for index in range(8):
+            await put(served, f"/c/{index}", b"new")
+        old = await anext(subscriber)
+        assert (old.index, old.restarted, await whole(old)) == (1, False, b"old")
+        new = await anext(subscriber)
+        assert (new.index, new.restarted, new.lost) == (3, True, 3)
 
 
 async def test_a_subscriber_jumps_to_where_a_decoder_can_start(

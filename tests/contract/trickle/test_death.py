@@ -77,7 +77,7 @@ async def test_broken_framing_is_told_to_its_sender(served: Served) -> None:
         await half_written(served, writer, reader)
         malformed(writer)
         answer = await writer.answer()
-        assert (answer.status, answer.body) == (400, b"Malformed chunk size\n")
+        assert (answer.status, answer.body) == (400, b"Malformed body\n")
         assert answer.headers["connection"] == "close"
         assert await writer.hung_up()
 

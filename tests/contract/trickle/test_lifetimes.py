@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import psutil
-import pytest
 from prometheus_client import REGISTRY
 
+from services.common.trickle.connection import trickle_session
 from services.common.trickle.exchange import Exchange
 from services.common.trickle.protocol import ChannelLimits
+from services.common.trickle.publisher import Publisher
 from services.common.trickle.segment import Segment
-from tests.contract.trickle.wire import QUIET_S, Connection, Served, ask, connect, metric, put, serving, until
-
-
-@pytest.mark.parametrize("leave", [Connection.kill, lambda connection: connection.writer.close()])
-async def test_a1_readers_end_when_their_publisher_dies_inside_a_segment(
-    served: Served, leave: Callable[[Connection], None]
-) -> None:
-    served.open()
-    broken = metric("sluice_trickle_dropped_total", reason="broken")
-    async with connect(served) as writer, connect(served) as reader:
-        writer.post("/c/0")
-        writer.chunk(b"half")
-        reader.request("GET", "/c/0")
-        assert await reader.next_chunk_after_head() == b"half"
-        leave(writer)
-        async with asyncio.timeout(1.0):
-            assert await reader.next_chunk() == b""
-    assert metric("sluice_trickle_dropped_total", reason="broken") == broken + 1
+from tests.contract.trickle.wire import QUIET_S, Served, ask, connect, metric, put, serving, until
 
 
 async def test_a_post_that_died_before_its_first_byte_can_be_sent_again(served: Served) -> None:
@@ -104,6 +87,24 @@ async def test_a_repeated_post_takes_the_slot_and_ends_the_readers_of_the_first(
         assert (await first.answer()).headers["connection"] == "close"
         assert await first.hung_up()
     assert (await ask(served, "GET", "/c/0")).body == b"whole"
+
+
+async def test_a7_a_reader_that_is_behind_gets_the_last_segment_whole_and_then_the_end() -> None:
+    async with serving(linger_s=60.0) as served, trickle_session() as session, connect(served) as reader:
+        channel = served.open().channel
+        async with Publisher(session, f"{served.url}/c") as publisher:
+            for data in (b"first", b"last" * 10_000):
+                async with publisher.segment() as segment:
+                    await segment.write(data)
+            await publisher.close()
+        assert (publisher.failed, channel.closed) == (0, True)
+        answers = []
+        for index in range(3):
+            reader.request("GET", f"/c/{index}")
+            answers.append(await reader.answer())
+        assert [answer.body for answer in answers] == [b"first", b"last" * 10_000, b""]
+        assert answers[2].headers["lp-trickle-closed"] == "terminated"
+        assert "lp-trickle-cut" not in answers[2].headers
 
 
 async def test_a14_a_message_of_a_megabyte_and_one_in_single_bytes(served: Served) -> None:

@@ -28,14 +28,27 @@ async def test_a_connection_serves_one_request_after_the_other(served: Served) -
             assert (await connection.answer()).status == 400
 
 
-async def test_requests_that_are_sent_ahead_are_answered_in_order(served: Served) -> None:
-    served.open()
+async def test_requests_without_bodies_that_are_sent_ahead_are_answered_in_order(served: Served) -> None:
+    channel = served.open().channel
+    for content in (b"0", b"1"):
+        with channel.begin_segment() as writer:
+            writer.write(content)
+    async with connect(served) as connection:
+        get = b"GET /c/%d HTTP/1.1\r\nHost: a\r\n\r\n"
+        connection.writer.write(b"\r\n" + get % 0 + get % 1 + get % 0)
+        answers = [await connection.answer() for _ in range(3)]
+        assert [answer.body for answer in answers] == [b"0", b"1", b"0"]
+
+
+async def test_what_is_sent_ahead_behind_a_body_is_for_its_client_to_send_again(served: Served) -> None:
+    channel = served.open().channel
     async with connect(served) as connection:
         post = b"POST /c/%d HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n%d\r\n0\r\n\r\n"
-        get = b"GET /c/%d HTTP/1.1\r\nHost: a\r\n\r\n"
-        connection.writer.write(b"\r\n" + post % (0, 0) + post % (1, 1) + get % 0 + get % 1)
-        answers = [await connection.answer() for _ in range(4)]
-        assert [answer.body for answer in answers] == [b"", b"", b"0", b"1"]
+        connection.writer.write(post % (0, 0) + post % (1, 1))
+        answer = await connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await connection.hung_up()
+    assert channel.head == 1
 
 
 async def test_a_head_may_arrive_byte_by_byte(served: Served) -> None:

@@ -140,7 +140,7 @@ class Relay(RuleBasedStateMachine):
         self.model.lose(number)
         if how == "malformed":
             connection.writer.write(b"zz\r\n")
-            answer = Expected(400, {"connection": "close"}, body=b"Malformed chunk size\n")
+            answer = Expected(400, {"connection": "close"}, body=b"Malformed body\n")
             self._settle(number, answer)
             return
         if how == "in a chunk":
