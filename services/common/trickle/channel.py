@@ -51,6 +51,10 @@ class SegmentWriter:
         return self._segment.ended
 
     @property
+    def size(self) -> int:
+        return self._segment.size
+
+    @property
     def empty(self) -> bool:
         return self._segment.size == 0
 

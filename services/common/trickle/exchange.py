@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from services.common.errors import SluiceError
-from services.common.trickle import metrics
 from services.common.trickle.http1 import CONTINUE, LAST_CHUNK, Head, render_head
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ class Exchange:
     def __init__(self, connection: Connection, head: Head) -> None:
         self.head: Final = head
         self.answered = False
+        self.pushed = 0  # bytes of the answer's body
         self.closing = not head.keeps_alive  # the connection ends with this exchange
         self._connection = connection
         self._body = head.body
@@ -118,7 +118,7 @@ class Exchange:
 
     def push(self, data: bytes) -> bool:
         """Send some bytes; False when the client has yet to take them: then `drained` should be awaited."""
-        metrics.TRAFFIC.given += len(data)
+        self.pushed += len(data)
         frame = b"%b%x\r\n%b\r\n" % (self._unsent, len(data), data) if self._framed else self._unsent + data
         self._unsent = b""
         return self._connection.write(frame)

@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import REGISTRY, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import Counter, Gauge
 
 
 class Traffic:
-    """What changes with every chunk or request, counted without a lock: one thread counts, and any reads."""
+    """How much there is at once, counted without a lock: one thread counts, and any reads."""
 
     def __init__(self) -> None:
-        self.taken = 0
-        self.given = 0
         self.readers = 0
         self.writers = 0
         self.connections = 0
 
-    def collect(self) -> Iterator[Metric]:
-        counted = CounterMetricFamily(
-            "sluice_trickle_bytes",
-            "Body bytes that arrived (in) or were served (out) over HTTP.",
-            labels=["direction"],
-        )
-        counted.add_metric(["in"], self.taken)
-        counted.add_metric(["out"], self.given)
-        yield counted
-        for name, text, value in (
-            ("readers", "GETs of segments at once, parked or flowing.", self.readers),
-            ("writers", "POSTs of segments at once, parked or flowing.", self.writers),
-            ("connections", "Connections of clients.", self.connections),
-        ):
-            yield GaugeMetricFamily(f"sluice_trickle_{name}", text, value)
-
 
 TRAFFIC: Final = Traffic()
-REGISTRY.register(TRAFFIC)
+
+READERS: Final = Gauge("sluice_trickle_readers", "GETs of segments at once, parked or flowing.")
+READERS.set_function(lambda: TRAFFIC.readers)
+WRITERS: Final = Gauge("sluice_trickle_writers", "POSTs of segments at once, parked or flowing.")
+WRITERS.set_function(lambda: TRAFFIC.writers)
+CONNECTIONS: Final = Gauge("sluice_trickle_connections", "Connections of clients.")
+CONNECTIONS.set_function(lambda: TRAFFIC.connections)
 SEGMENTS: Final = Counter(
     "sluice_trickle_segments_total",
     "Segments that arrived (in) or were served (out) over HTTP.",
+    ["direction"],
+)
+BYTES: Final = Counter(
+    "sluice_trickle_bytes_total",
+    "Body bytes that arrived (in) or were served (out) over HTTP, counted when their request ends.",
     ["direction"],
 )
 DROPPED: Final = Counter(
@@ -58,6 +49,8 @@ CHANNELS: Final = Gauge("sluice_trickle_channels", "Channels that clients can re
 
 SEGMENTS_IN: Final = SEGMENTS.labels("in")
 SEGMENTS_OUT: Final = SEGMENTS.labels("out")
+BYTES_IN: Final = BYTES.labels("in")
+BYTES_OUT: Final = BYTES.labels("out")
 LAGGED: Final = DROPPED.labels("lagged")
 TOO_LARGE: Final = DROPPED.labels("too_large")
 BROKEN: Final = DROPPED.labels("broken")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from copy import copy
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
@@ -129,7 +130,7 @@ class Registry:
             return self._writable[write_alias]
         self._forget_lingering(self._now())
         if write_alias in self._refused:
-            raise self._refused[write_alias][0].with_traceback(None)  # else each raise would lengthen it
+            raise copy(self._refused[write_alias][0])  # a raised one keeps its frames
         raise NotFoundError("Stream not found", reason="CHANNEL_NOT_FOUND")
 
     def close(self, name: str, error: SluiceError | None = None) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -233,7 +234,10 @@ class _Face:
             headers[LATEST] = str(head)
         exchange.begin(HTTPStatus.OK, headers | {"Content-Type": channel.content_type})
         if exchange.head.method == "GET":
-            await self._flow(exchange, segment)
+            try:
+                await self._flow(exchange, segment)
+            finally:
+                metrics.BYTES_OUT.inc(exchange.pushed)
         exchange.finish()
 
     async def _flow(self, exchange: Exchange, segment: SegmentReader) -> None:
@@ -264,26 +268,21 @@ class _Face:
             with channel.begin_segment(None if requested == NEXT else requested, reset=reset) as writer:
                 whole = await self._receive(exchange, channel, writer)
         except ChannelClosedError as closed:
-            raise channel.error or closed from None
+            raise copy(channel.error or closed) from None
         finally:
             metrics.TRAFFIC.writers -= 1
-        if channel.closed and channel.error is not None:
-            raise channel.error.with_traceback(None)
+        if channel.error is not None:
+            raise copy(channel.error)  # a raised one keeps its frames, and what is in them
         if channel.closed or writer.empty or not whole:
             exchange.closing = True  # a client that still blocks on its body wakes
         exchange.respond(HTTPStatus.OK, {SEQ: str(writer.index)} | (_ENDED if channel.closed else {}))
 
     async def _receive(self, exchange: Exchange, channel: Channel, writer: SegmentWriter) -> bool:
         """Append the whole body; False when others ended the segment first."""
-
-        def take(data: bytes) -> None:
-            metrics.TRAFFIC.taken += len(data)
-            writer.write(data)
-
         writer.on_end(exchange.interrupt)
         encouragement = _Encouragement(exchange, channel, writer, self._continue_interval_s)
         try:
-            whole = await exchange.receive(take)
+            whole = await exchange.receive(writer.write)
         except TooLargeError:
             metrics.TOO_LARGE.inc()
             raise
@@ -294,6 +293,7 @@ class _Face:
         finally:
             writer.on_end(None)
             encouragement.cancel()
+            metrics.BYTES_IN.inc(writer.size)
         metrics.SEGMENTS_IN.inc()
         if not whole and not writer.empty:
             metrics.ENDED.inc()

@@ -231,6 +231,12 @@ class Relay(RuleBasedStateMachine):
         }
         agree(answer, self.model._maybe_closed(Expected(200, expected)))
 
+    @precondition(lambda self: not self.model.closed)
+    @invariant()
+    def what_is_kept_is_what_the_specification_keeps(self) -> None:
+        kept = {index: (each.size, each.ended) for index, each in self.channel._segments.items()}
+        assert kept == {index: (len(each.data), each.ended) for index, each in self.model.pieces.items()}
+
     @invariant()
     def memory_is_bounded_and_nobody_is_kept_who_left(self) -> None:
         kept = self.channel._segments.values()

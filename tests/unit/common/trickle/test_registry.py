@@ -107,10 +107,13 @@ async def test_the_sweep_takes_idle_channels_and_any_byte_is_activity() -> None:
 async def test_a_writer_is_told_for_a_while_why_its_channel_was_closed() -> None:
     registry = Registry(linger_s=5.0)
     registry.open("a", read_alias="r", write_alias="w")
-    registry.close("a", PaymentRequiredError("no credit"))
+    reason = PaymentRequiredError("no credit", reason="NO_CREDIT", tenant="t")
+    registry.close("a", reason)
     for _ in range(2):
-        with pytest.raises(PaymentRequiredError):
+        with pytest.raises(PaymentRequiredError, match="no credit") as caught:
             registry.writable("w")
+        assert (caught.value.reason, caught.value.details) == ("NO_CREDIT", {"tenant": "t"})
+    assert reason.__traceback__ is None
     assert registry.readable("r").closed
     await asyncio.sleep(5.1)
     with pytest.raises(NotFoundError):
