@@ -65,9 +65,8 @@ def bar(begin_ms: float, p50_ms: float, p95_ms: float, end_ms: float) -> str:
     """A bar from `begin_ms`, solid to its p50 and light to its p95; the whole chart is `end_ms` long."""
     if end_ms <= 0:
         return ""
-    column = CHART_COLUMNS / end_ms
-    start = round(begin_ms * column)
-    eighths = max(1, round(p50_ms * column * 8))
+    start = round(begin_ms / end_ms * CHART_COLUMNS)
+    eighths = max(1, round(p50_ms / end_ms * CHART_COLUMNS * 8))
     solid = EIGHTHS[8] * (eighths // 8) + EIGHTHS[eighths % 8].strip()
-    light = max(0, round((begin_ms + p95_ms) * column) - start - len(solid))
+    light = max(0, round((begin_ms + p95_ms) / end_ms * CHART_COLUMNS) - start - len(solid))
     return " " * start + solid + SPREAD * light
