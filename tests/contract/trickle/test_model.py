@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
+import pytest
 import uvloop
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -325,4 +326,4 @@ Relay.TestCase.settings = settings(
     phases=[Phase.generate],  # to shorten what failed takes minutes; what happened is printed anyway
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestRelay = Relay.TestCase
+TestRelay = pytest.mark.timeout(120)(Relay.TestCase)  # 7 s where nothing else runs
