@@ -18,15 +18,12 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final, cast
 
-import structlog
-
 from services.common.errors import InvalidError
 from services.common.settings import host_port
+from services.common.telemetry import report_bug
 from services.common.trickle import metrics
 from services.common.trickle.exchange import Exchange
 from services.common.trickle.http1 import HEAD_END, Head, parse_head, render_head
-
-log = structlog.get_logger()
 
 BACKLOG: Final = 512
 # An idle connection's life: the reference's. A silent new one has as long, for aiohttp's clients connect
@@ -186,9 +183,8 @@ class Connection(asyncio.Protocol):
             assert exchange.answered, exchange.head.method
         except ConnectionError:
             self.abort()
-        except Exception:
-            log.exception("a request failed", method=exchange.head.method)
-            metrics.REFUSED.labels("internal").inc()
+        except Exception as error:  # noqa: BLE001 - one request's failure ends at its connection
+            report_bug("trickle", error, method=exchange.head.method)
             if exchange.answered:
                 self.abort()
             else:
