@@ -22,7 +22,7 @@ from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.outbox import Outbox, outbox
 from services.ingest.bridge.server import BridgeServicer
 from services.ingest.control_plane import ControlPlane
-from services.ingest.faces.context import Core
+from services.ingest.faces.context import assemble
 from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
@@ -89,7 +89,7 @@ async def run(settings: IngestSettings) -> None:
                 authenticator=authenticator,
                 settings=settings,
             )
-            core = Core(
+            core = assemble(
                 settings=settings,
                 authenticator=authenticator,
                 plane=plane,

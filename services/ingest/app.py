@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.errors import UnavailableError
 from services.common.telemetry import span
-from services.ingest.faces import account, channels, streams, traces, ts
+from services.ingest.faces import account, channels, events, streams, traces, ts
 from services.ingest.faces.context import Core, translate_errors
+from services.ingest.faces.reach import KeyInPath, open_to_pages
 
 REQUESTS: Final = Counter(
     "sluice_http_requests_total", "Public HTTP requests.", ["method", "route", "status"]
@@ -23,7 +24,8 @@ METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 )  # others are invented
 BODY_BYTES: Final = 1 << 20  # parameters are at most an eighth of it
-MEDIA: Final = "/ts/"  # endless: a span would show nothing before its end; `session.open` is their trace
+MEDIA: Final = "/ts/"
+EVENTS: Final = "/events"
 
 # FastAPI's own spans have the path in them, and in our paths there are stream keys.
 NO_TELEMETRY: Final[TelemetryConfig] = {
@@ -38,7 +40,7 @@ def public_app(core: Core) -> FastAPI:
     app = FastAPI(title="Sluice", version="1", docs_url="/docs", redoc_url=None, telemetry=NO_TELEMETRY)
     app.state.core = core
     translate_errors(app)
-    for face in (streams, account, channels, ts):
+    for face in (streams, events, account, channels, ts):
         app.include_router(face.router)
     app.include_router(traces.router(core.settings.traces_url))
 
@@ -56,7 +58,14 @@ def public_app(core: Core) -> FastAPI:
 
     app.add_middleware(Bounded)
     app.add_middleware(Observed)
+    open_to_pages(app)
+    app.add_middleware(KeyInPath)
     return app
+
+
+def _endless(path: str) -> bool:
+    """Whether a span would show nothing before its end; `session.open` is the trace of such calls."""
+    return path.startswith(MEDIA) or path.endswith(EVENTS)
 
 
 class Bounded:
@@ -101,7 +110,7 @@ class Observed:
             await send(message)
 
         try:
-            if scope["path"].startswith(MEDIA):
+            if _endless(scope["path"]):
                 await self._app(scope, receive, observed)
             else:
                 headers = {

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import string
-import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -21,28 +20,21 @@ from services.common.errors import (
     InvalidError,
     PaymentRequiredError,
     SluiceError,
-    TooLargeError,
     UnavailableError,
 )
-from services.common.media.mpegts import AccessUnit, Codec, Demuxer
+from services.common.media.mpegts import AccessUnit
 from services.common.telemetry import carrier, span
 from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.identity import Closed, Identity
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.control_plane import ControlPlane
 from services.ingest.settings import IngestSettings
+from services.ingest.source import PublisherVanishedError, Source, TsSource
 from services.ingest.stream_keys import PUBLISH_PREFIX, StreamKeys
 
 log = structlog.get_logger()
 PUBLISHERS: Final = Counter("sluice_publishers_total", "Publishers by how they went.", ["outcome"])
-DAMAGE: Final = Counter("sluice_input_damage_total", "What publishers sent damaged, by kind.", ["kind"])
 ALPHABET: Final = string.ascii_lowercase + string.digits
-PREFACE_BYTES: Final = 8 * 2**20  # the most that is read before there must have been a picture
-RATE_WINDOW_S: Final = 5.0
-
-
-class PublisherVanishedError(Exception):
-    """The connection broke; raised by a transport's iterator, as opposed to its orderly end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +51,7 @@ def new_id(prefix: str) -> str:
 
 
 class Publishing:
-    """`publish_ts` for bytes of MPEG-TS."""
+    """Brings publishers to sessions: `publish` looks first and then allocates, `join` allocates first."""
 
     def __init__(
         self,
@@ -76,11 +68,10 @@ class Publishing:
         self._bridge_address = bridge_address
         self._settings = settings
 
-    async def publish_ts(self, key: str, body: AsyncIterator[bytes]) -> Published:
-        """Feed `body` into the stream of `key` until one of them ends.
+    async def admit(self, key: str) -> sessions_pb2.Stream:
+        """The stream that `key` may publish now. Allocates nothing.
 
-        Raises NotFoundError, DeniedError (a playback id), ConflictError (somebody publishes already),
-        InvalidError (nothing usable arrived; no runner was asked for), PaymentRequiredError, ExhaustedError.
+        Raises NotFoundError, DeniedError (a playback id), ConflictError (somebody publishes already).
         """
         prefix, stream_id = self._keys.stream_of(key)
         if prefix != PUBLISH_PREFIX:
@@ -89,19 +80,49 @@ class Publishing:
         live = self._hub.of_stream(stream_id)
         if live is not None and live.connected:
             raise ConflictError("the stream has a publisher already", reason="STREAM_BUSY", stream=stream_id)
+        return stream
+
+    async def publish_ts(self, key: str, body: AsyncIterator[bytes]) -> Published:
+        """`publish` for bytes of MPEG-TS."""
+        stream = await self.admit(key)
         # `complete` delivery paces its publisher; only a live one can be too fast.
         paced = stream.delivery == runner_pb2.DELIVERY_COMPLETE
         fastest_mbps = None if paced else self._settings.max_bitrate_mbps
-        source = Source(body, first_within_s=self._settings.first_picture_s, fastest_mbps=fastest_mbps)
+        source = TsSource(body, first_within_s=self._settings.first_picture_s, fastest_mbps=fastest_mbps)
+        return await self.publish(stream, source)
+
+    async def publish(self, stream: sessions_pb2.Stream, source: Source) -> Published:
+        """Feed `source` into an admitted stream until one of them ends; allocate at its first picture.
+
+        Raises ConflictError (somebody else was quicker), InvalidError (nothing usable arrived; no runner was
+        asked for), PaymentRequiredError, ExhaustedError, PublisherVanishedError.
+        """
         first = await source.first_picture()
-        session = self._hub.of_stream(stream_id)
-        if session is not None:
-            session.rejoin()
-        else:
-            session = await self._start(stream, first)
+        session = await self._take(stream)
         return await self._feed(session, source, first)
 
-    async def _start(self, stream: sessions_pb2.Stream, first: list[AccessUnit]) -> BridgeSession:
+    async def join(self, key: str) -> BridgeSession:
+        """Make or rejoin the session of `key` before there is media. Give it to `feed`, or let it `leave`.
+
+        For transports whose answer must say whether there is credit and a runner; raises as `publish` does.
+        """
+        return await self._take(await self.admit(key))
+
+    async def feed(self, session: BridgeSession, source: Source) -> Published:
+        """Feed a session that was joined until its input ends, the platform ends it, or the publisher goes.
+
+        Raises PublisherVanishedError, and InvalidError when no picture came in time, which ends the session.
+        """
+        return await self._feed(session, source, [])
+
+    async def _take(self, stream: sessions_pb2.Stream) -> BridgeSession:
+        session = self._hub.of_stream(stream.id)
+        if session is None:
+            return await self._start(stream)
+        session.rejoin()
+        return session
+
+    async def _start(self, stream: sessions_pb2.Stream) -> BridgeSession:
         """Make the session here and in the control plane. Its trace is the session's trace."""
         with span(
             "session.open", carrier={}, session_stream=stream.id, session_pipeline=stream.pipeline
@@ -131,6 +152,7 @@ class Publishing:
     async def _feed(self, session: BridgeSession, source: Source, first: list[AccessUnit]) -> Published:
         """Push until the input ends, the session closes, or the publisher vanishes: then its grace begins."""
         identity = session.identity
+        session.keyframe_wanted = source.ask_keyframe
         feeding = asyncio.ensure_future(self._push_all(session, source, first))
         try:
             waiting: set[asyncio.Future[None] | asyncio.Future[Closed]] = {feeding, session.closed}
@@ -152,6 +174,7 @@ class Publishing:
             session.leave()
             raise
         finally:
+            session.keyframe_wanted = None
             feeding.cancel()
             await asyncio.wait({feeding})
             source.count_damage()
@@ -159,7 +182,16 @@ class Publishing:
         session.finish()
         return Published(identity.session, None)
 
+    async def _first(self, session: BridgeSession, source: Source) -> list[AccessUnit]:
+        try:
+            return await source.first_picture()
+        except InvalidError:
+            if not session.frames_in:
+                raise
+            raise PublisherVanishedError from None  # the session lived before: it is not this one's to end
+
     async def _push_all(self, session: BridgeSession, source: Source, first: list[AccessUnit]) -> None:
+        first = first or await self._first(session, source)
         session.announce(source.streams)
         for unit in first:
             session.push(unit, source.arrived_s)
@@ -167,100 +199,6 @@ class Publishing:
             for unit in units:  # there may be many seconds in one chunk
                 await session.room()
                 session.push(unit, source.arrived_s)
-
-
-class Source:
-    """A publisher's bytes as access units, with the checks that a stranger's bytes need."""
-
-    def __init__(
-        self, body: AsyncIterator[bytes], *, first_within_s: float, fastest_mbps: float | None
-    ) -> None:
-        self._body = body
-        self._first_within_s = first_within_s
-        self._fastest_mbps = fastest_mbps
-        self._demuxer = Demuxer()
-        self._window_bytes = 0
-        self._window_from_s = asyncio.get_running_loop().time()
-        self.arrived_s = time.monotonic()  # when the newest bytes were read
-
-    @property
-    def streams(self) -> tuple[Codec, ...]:
-        """What the publisher's tables list so far."""
-        return self._demuxer.streams
-
-    def count_damage(self) -> None:
-        """Add what the demuxer had to throw away to the process's counters: once, when the source is over."""
-        for kind, count in asdict(self._demuxer.lost).items():
-            DAMAGE.labels(kind).inc(count)
-
-    async def first_picture(self) -> list[AccessUnit]:
-        """Read up to the first whole key frame. Raises InvalidError that says what was missing."""
-        units: list[AccessUnit] = []
-        read = 0
-        try:
-            async with asyncio.timeout(self._first_within_s):
-                async for chunk in self._body:
-                    read += len(chunk)
-                    units += self._demuxer.feed(chunk)
-                    demand_h264(self._demuxer.streams)
-                    if _has_picture(units):
-                        return units
-                    if read > PREFACE_BYTES:
-                        break
-        except TimeoutError:
-            raise InvalidError(
-                f"no picture arrived within {self._first_within_s:g} s ({read} bytes did)",
-                reason="NO_PICTURE",
-                field="body",
-            ) from None
-        units += self._demuxer.end_segment()
-        if _has_picture(units):
-            return units
-        raise InvalidError(
-            f"no H.264 key frame in the {read} bytes that came: send MPEG-TS"
-            " (ffmpeg: -c:v libx264 -bf 0 -f mpegts)",
-            reason="NO_PICTURE",
-            field="body",
-        )
-
-    async def __aiter__(self) -> AsyncIterator[list[AccessUnit]]:
-        async for chunk in self._body:
-            self.arrived_s = time.monotonic()
-            self._limit_rate(len(chunk))
-            units = self._demuxer.feed(chunk)
-            if units:
-                yield units
-        yield self._demuxer.end_segment()
-
-    def _limit_rate(self, size: int) -> None:
-        if self._fastest_mbps is None:
-            return
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._window_from_s > RATE_WINDOW_S:
-            self._window_from_s, self._window_bytes = now_s, 0
-        self._window_bytes += size
-        if self._window_bytes * 8 / 1e6 > self._fastest_mbps * RATE_WINDOW_S:
-            raise TooLargeError(
-                f"more than {self._fastest_mbps:g} Mbit/s",
-                reason="BITRATE_TOO_HIGH",
-                field="body",
-            )
-
-
-def demand_h264(streams: tuple[Codec, ...]) -> None:
-    """Raise InvalidError that says what is wrong with what a publisher announced."""
-    video = [codec for codec in streams if codec in {Codec.H264, Codec.HEVC, Codec.MPEG2}]
-    if streams and Codec.H264 not in video:
-        found = ", ".join(sorted({codec.value for codec in streams}))
-        raise InvalidError(
-            f"the stream carries {found}; send H.264 video (ffmpeg: -c:v libx264 -bf 0 -g 60)",
-            reason="UNSUPPORTED_CODEC",
-            field="body",
-        )
-
-
-def _has_picture(units: list[AccessUnit]) -> bool:
-    return any(unit.codec is Codec.H264 and unit.keyframe for unit in units)
 
 
 def end_error(ended: Closed) -> SluiceError:

@@ -104,3 +104,27 @@ class IngestSettings(ServiceSettings):
     key_fresh_s: float = Field(
         30.0, gt=0, description="How long a verified key is used without asking billing again."
     )
+    loopback_key: str = Field(
+        "",
+        description="The API key that clients on this machine have without sending one, so that published"
+        " samples run unchanged. For one machine only; pages of other sites are not let in by it.",
+    )
+    signalling_url: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="URL under which other ingest processes reach this one's public HTTP, to pass on the"
+        " signalling of sessions that are here. Empty: http, as listened.",
+    )
+    max_streams_per_tenant: int = Field(50, ge=1, description="Live sessions of one tenant on this pod.")
+    max_viewers_per_tenant: int = Field(
+        200, ge=1, description="Viewers of all streams of one tenant on this pod."
+    )
+    min_video_kbps: int = Field(
+        300,
+        ge=50,
+        description="Receivers' feedback never makes a runner's bitrate lower, for the slowest viewer decides"
+        " for all. A viewer below it drops pictures.",
+    )
+    max_video_kbps: int = Field(
+        6000, ge=100, description="Receivers' feedback never makes a runner's bitrate higher."
+    )

@@ -100,9 +100,9 @@ async def test_two_viewers_see_the_same_and_one_that_leaves_is_not_missed(ingest
     leaving = asyncio.ensure_future(ingest.watch())
     publishing = asyncio.ensure_future(ingest.publish(paced(pictures(75), times_faster=3)))
     session = ingest.hub.session(await ingest.session())
-    await until(lambda: session.viewers == 2 and session.frames_out > 5)
+    await until(lambda: ingest.core.viewing.of(STREAM) == 2 and session.frames_out > 5)
     leaving.cancel()
-    await until(lambda: session.viewers == 1)
+    await until(lambda: ingest.core.viewing.of(STREAM) == 1)
     assert (await publishing).status_code == 200
     assert len(shown(await watching)) == 75
 

@@ -41,7 +41,7 @@ from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.outbox import Outbox, outbox
 from services.ingest.bridge.server import BridgeServicer
 from services.ingest.control_plane import ControlPlane
-from services.ingest.faces.context import Core
+from services.ingest.faces.context import Core, assemble
 from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
@@ -158,7 +158,9 @@ class Ingest:
         bridge: BridgeAsyncStub,
         url: str,
         trickle_url: str,
+        core: Core,
     ) -> None:
+        self.core = core
         self.hub = hub
         self.box = box
         self.bus = bus
@@ -235,7 +237,7 @@ async def ingesting(nats_url: str, directory: Path, **facts: Any) -> AsyncIterat
             authenticator=authenticator,
             settings=settings,
         )
-        core = Core(
+        core = assemble(
             settings=settings,
             authenticator=authenticator,
             plane=plane,
@@ -257,6 +259,7 @@ async def ingesting(nats_url: str, directory: Path, **facts: Any) -> AsyncIterat
             BridgeStub(bridge),
             f"http://127.0.0.1:{public}",
             f"http://127.0.0.1:{public_trickle}{BASE_PATH}",
+            core,
         )
         await stack.enter_async_context(ingest.http)
         await stack.enter_async_context(ingest.background)

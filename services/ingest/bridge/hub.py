@@ -97,14 +97,16 @@ class Hub:
         """The live session of a stream, if its media passes here."""
         return self._by_stream.get(stream)
 
-    async def wait_for(self, stream: str, within_s: float) -> BridgeSession | None:
-        """The session of a stream as soon as there is one; None if there is none in time."""
+    async def wait_for(
+        self, stream: str, within_s: float, *, other_than: BridgeSession | None = None
+    ) -> BridgeSession | None:
+        """The session of a stream as soon as there is one (another one); None if there is none in time."""
         try:
             async with asyncio.timeout(within_s):
                 while True:
                     version = self._changed.version
                     session = self.of_stream(stream)
-                    if session is not None:
+                    if session is not None and session is not other_than:
                         return session
                     await self._changed.newer_than(version)
         except TimeoutError:

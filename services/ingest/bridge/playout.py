@@ -14,6 +14,7 @@ from services.common.media.mpegts import AccessUnit, Codec, Muxer
 from services.common.trickle.channel import Channel
 from services.ingest.bridge.cutter import SegmentCutter
 from services.ingest.bridge.hold import Hold
+from services.ingest.bridge.taps import Taps
 
 SOUND: Final = Counter(
     "sluice_bridge_sound_total",
@@ -25,8 +26,9 @@ SOUND: Final = Counter(
 class Playout:
     """The way to `channel`. `audio` is the sound that is to be announced; it may change at any time."""
 
-    def __init__(self, channel: Channel, *, live: bool) -> None:
+    def __init__(self, channel: Channel, taps: Taps, *, live: bool) -> None:
         self.audio: Codec | None = None
+        self._taps = taps
         self._cutter = SegmentCutter(channel, Muxer())
         self._hold = Hold(live=live)
         self._counted_early = self._counted_dropped = 0
@@ -41,6 +43,7 @@ class Playout:
             self._cutter.muxer.change_audio(self.audio)
         self._write(self._hold.deliver(picture.pts, now_s))
         self._cutter.write(picture)
+        self._taps.write(picture)
         self.go_on(now_s, next_pts)
 
     def go_on(self, now_s: float, next_pts: int | None) -> None:
@@ -58,11 +61,13 @@ class Playout:
 
     def end(self) -> None:
         self._cutter.end()
+        self._taps.end()
 
     def _write(self, sound: Iterable[AccessUnit]) -> None:
         for unit in sound:
             if unit.codec is self._cutter.muxer.audio:
                 self._cutter.write(unit)
+                self._taps.write(unit)
             else:
                 SOUND.labels("not_announced").inc()
 

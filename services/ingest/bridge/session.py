@@ -33,7 +33,9 @@ from services.ingest.bridge.metrics import BAD_EVENTS, FIRST_FRAME, FRAME_AGE, F
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.playout import Playout
 from services.ingest.bridge.rates import Rates
+from services.ingest.bridge.requests import Bitrate, RunnerRequests
 from services.ingest.bridge.stages import PictureTimes, Stages
+from services.ingest.bridge.taps import Tap, Taps
 from services.ingest.bridge.under_way import Departure, UnderWay
 from services.ingest.bridge.usage import Usage
 from services.ingest.settings import IngestSettings
@@ -85,6 +87,8 @@ class BridgeSession:
         self.closed: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
         # in
         self.connected = True
+        self.keyframe_wanted: Callable[[], None] | None = None  # asks the publisher, while there is one
+        self.paused = False  # by the client
         self._holding = False  # the publisher waits for us, not we for it
         self._finished = False
         self._fault = ""
@@ -102,7 +106,11 @@ class BridgeSession:
         # out
         self.epoch = 0
         play = self._open("play", PLAY_COMPLETE if identity.complete else PLAY)
-        self._playout = Playout(play, live=not identity.complete)
+        self._open("data", MESSAGES, "application/jsonl")
+        self._requests: RunnerRequests | None = None  # from the moment when there is a runner to ask
+        self._bitrate = Bitrate(settings.min_video_kbps * 1000, settings.max_video_kbps * 1000)
+        self._taps = Taps(self.ask_keyframe)
+        self._playout = Playout(play, self._taps, live=not identity.complete)
         self._processes_audio = False
         self.out_pts = 0
         self._out_at_s: float | None = None
@@ -118,7 +126,6 @@ class BridgeSession:
         self.applied_revision = 0
         self.applied_pts = 0
         self.infer_ms = 0.0
-        self.viewers = 0
         self._rates = Rates()
 
     # --- the publisher's side
@@ -167,10 +174,23 @@ class BridgeSession:
         """Take one unit of the publisher, whose last byte was read at `arrived_s`."""
         if self._finished or self.closed.done():
             return
-        if unit.codec is Codec.H264:
+        if self.paused:
+            self._in_at_s = self._now_s() if unit.codec is Codec.H264 else self._in_at_s
+        elif unit.codec is Codec.H264:
             self._push_picture(unit, arrived_s)
         elif unit.codec in AUDIO and self._audio in {None, unit.codec} and _fits(unit):
             self._push_audio(unit)
+
+    def pause(self, paused: bool) -> None:
+        """Keep the last picture, or go on with the publisher's next key frame, on the same clock."""
+        if paused is self.paused:
+            return
+        self.paused = paused
+        if not paused:
+            self._started = False
+            if self.keyframe_wanted is not None:
+                self.keyframe_wanted()
+        self.changed.set(None)
 
     def _push_picture(self, unit: AccessUnit, arrived_s: float) -> None:
         if unit.keyframe:
@@ -253,9 +273,9 @@ class BridgeSession:
                 )
             self.epoch = request.epoch
             self._open("out", MEDIA_COMPLETE if self.identity.complete else MEDIA)
-            self._open("control", MESSAGES, "application/json")
+            control = self._open("control", MESSAGES, "application/json")
+            self._requests = RunnerRequests(control, self._now_s)
             self._open("events", MESSAGES, "application/json")
-            self._open("data", MESSAGES, "application/jsonl")
             self._processes_audio = request.processes_audio  # an `Open` that extends the credit says nothing
             if self._processes_audio:
                 self._playout.audio = None
@@ -408,6 +428,8 @@ class BridgeSession:
             return Publisher.GONE
         if self._in_at_s is None:
             return Publisher.WAITING
+        if self.paused:
+            return Publisher.SILENT
         return Publisher.SILENT if silent_s > self._settings.silent_after_s else Publisher.SENDING
 
     def _publisher_was_silent(self, now_s: float) -> bool:
@@ -433,6 +455,8 @@ class BridgeSession:
                 self._usage.meter.paused(self.session_ms)
             elif not silent:
                 self._usage.meter.resumed(self.session_ms)
+            if self._requests is not None:
+                self._requests.tick()
             if self._usage.spend(self.session_ms):
                 self._playout.fall_silent()
                 self.changed.set(None)
@@ -472,6 +496,31 @@ class BridgeSession:
     def play(self) -> Channel:
         """The continuous output."""
         return self._channels["play"].channel
+
+    @property
+    def sound(self) -> Codec | None:
+        """The sound of the output, if it has any."""
+        return self._playout.audio
+
+    @property
+    def data(self) -> Channel:
+        """What the pipeline says, JSON lines."""
+        return self._channels["data"].channel
+
+    def tap(self) -> Tap:
+        """Read the output as access units from the next key frame on, which is asked for."""
+        return self._taps.open()
+
+    def ask_keyframe(self) -> None:
+        """Ask the runner for a key frame; however many ask, it hears of it once in half a second."""
+        if self._requests is not None:
+            self._requests.ask_keyframe()
+
+    def receiver_estimate(self, viewer: object, bits_per_second: int | None) -> None:
+        """Take in what a viewer's connection can carry; None when it left. The slowest sets the bitrate."""
+        target = self._bitrate.estimate(viewer, bits_per_second)
+        if self._requests is not None:
+            self._requests.ask_bitrate(target)
 
     def watch(self) -> ChannelReader:
         """Read `play` from where a decoder can start soonest; with `complete` delivery from the beginning."""

@@ -22,13 +22,13 @@ async def sessions(
 ) -> dict[str, Any]:
     """List the tenant's sessions, newest first; with `ended=true` those that have ended too."""
     found = await core.plane.sessions(caller.tenant, limit, ended=ended)
-    return {"data": [session_object(record, core.hub.of_stream(record.stream)) for record in found]}
+    return {"data": [session_object(record, core) for record in found]}
 
 
 @router.get("/sessions/{session_id}")
 async def session(session_id: str, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
     record = await core.plane.session(session_id, caller.tenant)
-    return session_object(record, core.hub.of_stream(record.stream))
+    return session_object(record, core)
 
 
 @router.get("/sessions/{session_id}/latency")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Annotated
+from ipaddress import ip_address
+from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,9 +28,14 @@ from services.ingest.auth import Authenticator, Caller, bearer
 from services.ingest.bridge.hub import Hub
 from services.ingest.control_plane import ControlPlane
 from services.ingest.publishing import Publishing
+from services.ingest.seats import Seats
 from services.ingest.settings import IngestSettings
+from services.ingest.steering import Steering
 from services.ingest.stream_keys import StreamKeys
 from services.ingest.transports.trickle import BASE_PATH, PublicChannels
+
+EVENT_READERS: Final = 20  # of one stream; each costs a message a second
+EVENT_READERS_PER_TENANT: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,9 @@ class Core:
     keys: StreamKeys
     publishing: Publishing
     channels: PublicChannels
+    steering: Steering
+    viewing: Seats
+    listening: Seats  # to a stream's events
 
     def trickle_url(self, request: Request) -> str:
         """Where clients reach the public trickle channels, without a slash at the end."""
@@ -54,6 +64,33 @@ class Core:
         return (self.settings.public_url or str(request.base_url)).rstrip("/")
 
 
+def assemble(
+    *,
+    settings: IngestSettings,
+    authenticator: Authenticator,
+    plane: ControlPlane,
+    hub: Hub,
+    keys: StreamKeys,
+    publishing: Publishing,
+    channels: PublicChannels,
+) -> Core:
+    """The core with the parts that are made of others."""
+    viewing = Seats("viewers", per_stream=settings.max_viewers, per_tenant=settings.max_viewers_per_tenant)
+    listening = Seats("event readers", per_stream=EVENT_READERS, per_tenant=EVENT_READERS_PER_TENANT)
+    return Core(
+        settings=settings,
+        authenticator=authenticator,
+        plane=plane,
+        hub=hub,
+        keys=keys,
+        publishing=publishing,
+        channels=channels,
+        steering=Steering(plane),
+        viewing=viewing,
+        listening=listening,
+    )
+
+
 def core(request: Request) -> Core:
     found = request.app.state.core
     assert isinstance(found, Core)
@@ -61,8 +98,33 @@ def core(request: Request) -> Core:
 
 
 async def caller(request: Request) -> Caller:
-    """The tenant behind `Authorization: Bearer <key>`."""
-    return await core(request).authenticator.who(bearer(request.headers.get("authorization")))
+    """The tenant behind `Authorization: Bearer <key>`, or, where that is allowed, this machine's own."""
+    header = request.headers.get("authorization")
+    found = core(request)
+    if header is None and found.settings.loopback_key and _local(request):
+        return await found.authenticator.who(found.settings.loopback_key)
+    return await found.authenticator.who(bearer(header))
+
+
+def _local(request: Request) -> bool:
+    """Whether a client of this machine calls, and not a page of some site through that client's browser.
+
+    A page's origin is what its browser says; a name that was made to point here (DNS rebinding) is in `Host`.
+    """
+    origin = request.headers.get("origin")
+    places = [request.client.host if request.client else "", request.url.hostname or ""]
+    if origin is not None:
+        places.append(urlsplit(origin).hostname or "")
+    return all(_loopback(place) for place in places)
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 CoreOf = Annotated[Core, Depends(core)]

@@ -6,7 +6,6 @@ A client that knows only Daydream's fields finds them all; ours are `publish_url
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
@@ -16,12 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protos.inference.v1 import runner_pb2
 from protos.sessions.v1 import sessions_pb2
-from services.common.errors import ConflictError, DeadlineExceededError, InvalidError, NotFoundError
-from services.common.media.clock import ORIGIN_TICKS
-from services.common.media.mpegts import CLOCK_HZ
+from services.common.errors import InvalidError, NotFoundError
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import CallerOf, Core, CoreOf
 from services.ingest.publishing import new_id
+from services.ingest.steering import AT_START, media_ms, media_pts
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
@@ -33,7 +31,6 @@ LEGACY_PIPELINES: Final = {
     "pip_SD15": {"model_id": "Lykon/dreamshaper-8"},
 }
 STREAMDIFFUSION: Final = "streamdiffusion"
-WAIT_APPLIED_S: Final = 10.0
 PHASES: Final = {
     sessions_pb2.PHASE_ALLOCATING: "LOADING",
     sessions_pb2.PHASE_STARTING: "LOADING",
@@ -126,42 +123,18 @@ async def update(
     change is in a picture.
     """
     pipeline, params = body.wanted()
-    at_pts = 0 if body.apply_at_ms is None else ORIGIN_TICKS + body.apply_at_ms * CLOCK_HZ // 1000
-    answer = await core.plane.update(
-        sessions_pb2.UpdateRequest(
-            stream=stream_id,
-            tenant=caller.tenant,
-            patch=json.dumps(params),
-            pipeline=pipeline,
-            apply_at_pts=at_pts,
-        )
+    change = await core.steering.change(
+        stream_id,
+        caller.tenant,
+        params,
+        pipeline=pipeline,
+        apply_at_pts=0 if body.apply_at_ms is None else media_pts(body.apply_at_ms),
     )
-    applied: dict[str, Any] = {"revision": answer.revision, "applies": answer.applies, "pts_ms": None}
+    applied: dict[str, Any] = {"revision": change.revision, "applies": change.applies, "pts_ms": None}
     session = core.hub.of_stream(stream_id)
-    if wait == "applied" and answer.applies != "at_start" and session is not None:
-        applied["pts_ms"] = await _applied(session, answer.revision)
-    return {**stream_object(answer.stream, core, request), "update": applied}
-
-
-async def _applied(session: BridgeSession, revision: int) -> int:
-    """Wait until `revision` is in a picture; return that picture's media time in ms."""
-    try:
-        async with asyncio.timeout(WAIT_APPLIED_S):
-            while session.applied_revision < revision and not session.closed.done():
-                await session.changed.newer_than(session.changed.version)
-        if session.applied_revision < revision:
-            raise ConflictError(
-                f"revision {revision} is accepted, but the session ended before a picture had it",
-                reason="SESSION_ENDED",
-                revision=revision,
-            )
-    except TimeoutError:
-        raise DeadlineExceededError(
-            f"revision {revision} is accepted, but no picture had it within {WAIT_APPLIED_S:g} s",
-            reason="NOT_APPLIED_YET",
-            revision=revision,
-        ) from None
-    return media_ms(session.applied_pts)
+    if wait == "applied" and change.applies != AT_START and session is not None:
+        applied["pts_ms"] = media_ms(await core.steering.applied(session, change.revision))
+    return {**stream_object(change.stream, core, request), "update": applied}
 
 
 @router.delete("/{stream_id}")
@@ -207,7 +180,7 @@ async def status(stream_id: str, request: Request, caller: CallerOf, core: CoreO
                 "play_url": _play_url(stream.id, core, request),
                 "last_error": _error_of(record),
             },
-            "sluice": session_object(record, live) if record else None,
+            "sluice": session_object(record, core) if record else None,
         },
     }
 
@@ -249,7 +222,7 @@ def _error_of(record: sessions_pb2.Session | None) -> str | None:
     return f"{record.end_reason}: {record.end_message}".removesuffix(": ")
 
 
-def session_object(record: sessions_pb2.Session, live: BridgeSession | None) -> dict[str, Any]:
+def session_object(record: sessions_pb2.Session, core: Core) -> dict[str, Any]:
     """A session as our own API shows it; what the bridge knows is there while its media passes this pod."""
     shown: dict[str, Any] = {
         "session": record.id,
@@ -264,6 +237,7 @@ def session_object(record: sessions_pb2.Session, live: BridgeSession | None) -> 
         "settled": record.settled,
         "micro_per_second": record.micro_per_second,
     }
+    live = core.hub.of_stream(record.stream)
     if live is None or live.identity.session != record.id:
         return shown
     report = live.report()
@@ -282,7 +256,7 @@ def session_object(record: sessions_pb2.Session, live: BridgeSession | None) -> 
         "cost_micro": record.micro_per_second * report.delivered_ms // 1000,
         "applied_revision": report.applied_revision,
         "applied_ms": media_ms(report.applied_pts) if report.applied_pts else None,
-        "viewers": live.viewers,
+        "viewers": core.viewing.of(record.stream),
         "session_ms": report.session_ms,
         "paid_until_ms": report.paid_until_ms,
     }
@@ -319,10 +293,6 @@ def stream_object(stream: sessions_pb2.Stream, core: Core, request: Request) -> 
 
 def _play_url(stream: str, core: Core, request: Request) -> str:
     return f"{core.base_url(request)}/ts/{core.keys.playback(stream)}"
-
-
-def media_ms(pts: int) -> int:
-    return (pts - ORIGIN_TICKS) * 1000 // CLOCK_HZ
 
 
 def iso(unix_ms: int) -> str:

@@ -7,27 +7,25 @@ What FFmpeg does by itself: `ffmpeg ... -f mpegts http://host/ts/<stream key>` a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from typing import Final
 
-import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from prometheus_client import Counter
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from services.common.errors import DeniedError, NotFoundError, RateLimitedError, SluiceError
+from services.common.errors import DeniedError, NotFoundError, SluiceError
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import CoreOf, render
-from services.ingest.publishing import PublisherVanishedError, end_error
+from services.ingest.faces.endless import EndlessResponse
+from services.ingest.publishing import end_error
+from services.ingest.source import PublisherVanishedError
 from services.ingest.stream_keys import PLAYBACK_PREFIX
 
-log = structlog.get_logger()
 router = APIRouter(prefix="/ts", tags=["media"])
-VIEWERS: Final = Counter("sluice_viewers_total", "Viewers by how they went.", ["outcome"])
 DRAIN_S: Final = 1.0
 VANISHED: Final = 499  # nobody reads it; nginx's word in logs for a client that closed the request
 
@@ -86,65 +84,22 @@ async def play(key: str, core: CoreOf) -> Response:
     prefix, stream_id = core.keys.stream_of(key)
     if prefix != PLAYBACK_PREFIX:
         raise DeniedError("this is a stream key; watch with the playback id", reason="STREAM_KEY")
-    await core.plane.stream(stream_id)
+    stream = await core.plane.stream(stream_id)
     session = await core.hub.wait_for(stream_id, core.settings.viewer_wait_s)
     if session is None:
         raise NotFoundError("nobody publishes this stream now", reason="NOT_LIVE")
-    if session.viewers >= core.settings.max_viewers:
-        raise RateLimitedError(
-            f"at most {core.settings.max_viewers} viewers", reason="TOO_MANY_VIEWERS", retry_after_s=5
-        )
-    return MediaResponse(session, core.settings.viewer_stall_s)
+    seat = core.viewing.take(stream_id, stream.tenant)
+    return EndlessResponse(
+        _watched(session),
+        media_type="video/mp2t",
+        stall_s=core.settings.viewer_stall_s,
+        done=seat.release,
+    )
 
 
-class MediaResponse(Response):
-    """Sends `play` as it grows. A viewer that takes nothing for `stall_s` is let go; nobody waits for it.
-
-    Its connection, which cannot be closed in order, is ended by the listener's TCP_USER_TIMEOUT.
-    """
-
-    media_type = "video/mp2t"
-
-    def __init__(self, session: BridgeSession, stall_s: float) -> None:
-        super().__init__()
-        del self.headers["content-length"]
-        self.headers["Cache-Control"] = "no-store"
-        self._session = session
-        self._stall_s = stall_s
-        self._reader = session.watch()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._session.viewers += 1
-        sending = asyncio.ensure_future(self._send_all(send))
-        leaving = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                VIEWERS.labels("left").inc()
-                return
-            sending.result()
-            VIEWERS.labels("ended").inc()
-        except TimeoutError:
-            VIEWERS.labels("stalled").inc()
-            log.info("viewer takes nothing", session=self._session.identity.session)
-        finally:
-            self._session.viewers -= 1
-            sending.cancel()
-            leaving.cancel()
-            await asyncio.wait({sending, leaving})
-
-    async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for segment in self._reader:
-            async for data in segment:
-                through_pts = self._session.out_pts
-                async with asyncio.timeout(self._stall_s):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                self._session.seen(through_pts)
-        async with asyncio.timeout(self._stall_s):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _watched(session: BridgeSession) -> AsyncGenerator[bytes]:
+    async for segment in session.watch():
+        async for data in segment:
+            through_pts = session.out_pts
+            yield data
+            session.seen(through_pts)

@@ -34,8 +34,9 @@ from services.common.trickle.resolve import Ask, Purpose
 from services.ingest.auth import Authenticator, bearer
 from services.ingest.bridge.hub import Hub
 from services.ingest.control_plane import ControlPlane
-from services.ingest.publishing import Published, PublisherVanishedError, Publishing, end_error
+from services.ingest.publishing import Published, Publishing, end_error
 from services.ingest.settings import IngestSettings
+from services.ingest.source import PublisherVanishedError
 from services.ingest.stream_keys import PLAYBACK_PREFIX, PUBLISH_PREFIX, StreamKeys
 
 log = structlog.get_logger()

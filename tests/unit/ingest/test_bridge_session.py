@@ -20,7 +20,7 @@ from services.ingest.bridge.identity import Closed
 from services.ingest.bridge.rates import Rates
 from services.ingest.bridge.session import BridgeSession, Publisher
 from services.ingest.bridge.stages import STAGES
-from services.ingest.publishing import demand_h264
+from services.ingest.source import demand_h264
 from tests.support.bridge import (
     COMPLETE,
     FRAME_S,

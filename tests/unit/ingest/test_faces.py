@@ -24,6 +24,7 @@ from services.common.errors import NotFoundError, SluiceError, UnauthenticatedEr
 from services.common.machine_clock import clock_name
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.trickle.registry import Registry
+from services.ingest import steering
 from services.ingest.app import METHODS, public_app
 from services.ingest.auth import Authenticator, Caller
 from services.ingest.bridge.hub import Hub
@@ -32,9 +33,8 @@ from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.bridge.stages import PictureTimes, Stage
 from services.ingest.control_plane import ControlPlane
-from services.ingest.faces import streams
 from services.ingest.faces import ts as face
-from services.ingest.faces.context import Core
+from services.ingest.faces.context import Core, assemble
 from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
@@ -157,7 +157,8 @@ class Disk:
 
 
 class House:
-    def __init__(self, hub: Hub, plane: Plane, client: httpx.AsyncClient) -> None:
+    def __init__(self, hub: Hub, plane: Plane, client: httpx.AsyncClient, core: Core) -> None:
+        self.core = core
         self.hub = hub
         self.plane = plane
         self.client = client
@@ -211,14 +212,14 @@ async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
             settings=settings,
         )
         channels = PublicChannels(registry=Registry(), publishing=publishing, **known)  # type: ignore[arg-type]
-        core = Core(publishing=publishing, channels=channels, **known)  # type: ignore[arg-type]
+        core = assemble(publishing=publishing, channels=channels, **known)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(public_app(core), raise_app_exceptions=False)
         async with httpx.AsyncClient(
             transport=transport,
             base_url="http://gateway.test:8000",
             headers={"Authorization": "Bearer mine"},
         ) as client:
-            yield House(hub, plane, client)
+            yield House(hub, plane, client, core)
 
 
 def seven(answer: httpx.Response) -> dict[str, Any]:
@@ -401,7 +402,7 @@ async def test_who_waits_is_answered_when_the_change_is_in_a_picture(house: Hous
 
 
 async def test_who_waits_is_not_left_waiting(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "WAIT_APPLIED_S", 0.05)
+    monkeypatch.setattr(steering, "WAIT_APPLIED_S", 0.05)
     made = await house.stream()
     house.live(made["id"])
     answer = await house.client.patch(f"/v1/streams/{made['id']}?wait=applied", json={"prompt": "x"})
@@ -657,7 +658,8 @@ async def test_a_stream_that_nobody_publishes_is_waited_for_and_then_not_live(ho
 
 async def test_no_more_viewers_are_let_in_than_the_settings_say(house: House) -> None:
     made = await house.stream()
-    house.live(made["id"]).viewers = 1
+    house.live(made["id"])
+    house.core.viewing.take(made["id"], "acme")
     answer = await house.client.get(made["play_url"])
     assert answer.status_code == 429
     assert answer.headers["Retry-After"] == "5"
@@ -756,7 +758,7 @@ async def test_what_is_played_is_what_the_runner_returned(house: House) -> None:
     data = ts(pictures(5, start=ORIGIN_TICKS))
     with live._channels["out"].channel.begin_segment() as writer:
         writer.write(data)
-    while live.frames_out < 5 or not live.viewers:
+    while live.frames_out < 5 or not house.core.viewing.of(made["id"]):
         await asyncio.sleep(0.01)
     live.close("stopped", "")
     answer = await watching
@@ -764,7 +766,7 @@ async def test_what_is_played_is_what_the_runner_returned(house: House) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
     assert shown(answer.content) == [ORIGIN_TICKS + n * 3600 for n in range(5)]
-    assert live.viewers == 0
+    assert house.core.viewing.of(made["id"]) == 0
 
 
 async def test_garbage_is_refused_and_the_connection_is_not_used_again(house: House) -> None:

@@ -24,14 +24,15 @@ from services.common.errors import (
 )
 from services.common.media.mpegts import Codec
 from services.common.trickle.registry import Registry
-from services.ingest import publishing
+from services.ingest import source as source_module
 from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.identity import Closed
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.session import Publisher
 from services.ingest.control_plane import ControlPlane
-from services.ingest.publishing import DAMAGE, PublisherVanishedError, Publishing, Source, end_error, new_id
+from services.ingest.publishing import Publishing, end_error, new_id
 from services.ingest.settings import IngestSettings
+from services.ingest.source import DAMAGE, PublisherVanishedError, TsSource
 from services.ingest.stream_keys import StreamKeys
 from tests.support.media import HEVC_TYPE, announced, pictures, sound, ts
 
@@ -52,8 +53,8 @@ def pieces(data: bytes, size: int = 1316) -> list[bytes]:
     return [data[place : place + size] for place in range(0, len(data), size)]
 
 
-def source(of: AsyncIterator[bytes], fastest_mbps: float | None = 50.0) -> Source:
-    return Source(of, first_within_s=10, fastest_mbps=fastest_mbps)
+def source(of: AsyncIterator[bytes], fastest_mbps: float | None = 50.0) -> TsSource:
+    return TsSource(of, first_within_s=10, fastest_mbps=fastest_mbps)
 
 
 async def refused(of: AsyncIterator[bytes]) -> InvalidError:
@@ -112,7 +113,7 @@ async def test_h265_is_refused_by_its_name_as_soon_as_it_is_announced() -> None:
 async def test_no_more_is_read_for_a_first_picture_than_a_picture_can_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(publishing, "PREFACE_BYTES", 10_000)
+    monkeypatch.setattr(source_module, "PREFACE_BYTES", 10_000)
     read = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -421,7 +422,7 @@ async def test_what_a_publisher_sent_damaged_is_counted() -> None:
 
     skipped = DAMAGE.labels("bytes_skipped")
     before = skipped._value.get()
-    source = Source(body(), first_within_s=1, fastest_mbps=None)
+    source = TsSource(body(), first_within_s=1, fastest_mbps=None)
     await source.first_picture()
     async for _ in source:
         pass

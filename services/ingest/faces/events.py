@@ -1,0 +1,108 @@
+"""`/v1/streams/{id}/events`: what happens to a stream, as server-sent events, while the client listens.
+
+`status` (each second while there is a session: as in the stream's status), `applied` (a revision of the
+parameters is in a picture), `data` (what the pipeline says), `ended` (a session, with its reason). It goes on
+over the stream's sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Final
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from services.common.latest import DropOldest
+from services.common.lifecycle import background
+from services.common.trickle.protocol import NEXT
+from services.ingest.bridge.session import BridgeSession
+from services.ingest.faces.context import CallerOf, Core, CoreOf
+from services.ingest.faces.endless import EndlessResponse
+from services.ingest.faces.streams import session_object
+from services.ingest.steering import media_ms
+
+router = APIRouter(prefix="/v1/streams", tags=["streams"])
+STATUS_S: Final = 1.0
+QUIET_S: Final = 15.0  # a comment then, so that nothing between us and the client thinks the line is dead
+CAPACITY: Final = 256  # events that wait for a slow client; the oldest go first, and it is told how many
+
+
+@router.get("/{stream_id}/events")
+async def events(stream_id: str, caller: CallerOf, core: CoreOf) -> Response:
+    """Follow a stream; `text/event-stream`."""
+    await core.plane.stream(stream_id, caller.tenant)
+    seat = core.listening.take(stream_id, caller.tenant)
+    return EndlessResponse(
+        _lines(stream_id, core),
+        media_type="text/event-stream",
+        stall_s=core.settings.viewer_stall_s,
+        done=seat.release,
+    )
+
+
+async def _lines(stream_id: str, core: Core) -> AsyncGenerator[bytes]:
+    queue: DropOldest[bytes] = DropOldest(CAPACITY)
+    lost = 0
+    async with background(follow=_follow(stream_id, core, queue)):
+        while True:
+            try:
+                async with asyncio.timeout(QUIET_S):
+                    line = await queue.get()
+            except TimeoutError:
+                line = b": still here\n\n"
+            if queue.dropped > lost:
+                yield _event("lost", {"events": queue.dropped - lost})
+                lost = queue.dropped
+            yield line
+
+
+async def _follow(stream_id: str, core: Core, queue: DropOldest[bytes]) -> None:
+    """One session after the other, for ever."""
+    session: BridgeSession | None = None
+    while True:
+        session = await core.hub.wait_for(stream_id, QUIET_S, other_than=session)
+        if session is None:
+            continue
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(_status(session, core, queue)),
+                group.create_task(_applied(session, queue)),
+                group.create_task(_said(session, queue)),
+            ]
+            closed = await asyncio.shield(session.closed)
+            for task in tasks:
+                task.cancel()
+        ended = {"session": session.identity.session, "reason": closed.reason, "message": closed.message}
+        queue.put(_event("ended", ended))
+
+
+async def _status(session: BridgeSession, core: Core, queue: DropOldest[bytes]) -> None:
+    while True:
+        record = await core.plane.session(session.identity.session, session.identity.tenant)
+        for _ in range(5):  # what the record says changes seldom
+            queue.put(_event("status", session_object(record, core)))
+            await asyncio.sleep(STATUS_S)
+
+
+async def _applied(session: BridgeSession, queue: DropOldest[bytes]) -> None:
+    told = session.applied_revision
+    while True:
+        if session.applied_revision > told:
+            told = session.applied_revision
+            queue.put(_event("applied", {"revision": told, "pts_ms": media_ms(session.applied_pts)}))
+        await session.changed.newer_than(session.changed.version)
+
+
+async def _said(session: BridgeSession, queue: DropOldest[bytes]) -> None:
+    async for segment in session.data.read(NEXT):
+        text = b"".join([data async for data in segment])
+        for line in text.splitlines():
+            queue.put(b"event: data\ndata: " + line + b"\n\n")
+    await asyncio.Event().wait()  # its end is told by the session's
+
+
+def _event(name: str, fields: Mapping[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(fields)}\n\n".encode()
