@@ -40,6 +40,7 @@ class Stack:
             "http",
             "trickle",
             "public_trickle",
+            "rtmp",
             "bridge",
             "router",
             "session_manager",
@@ -58,10 +59,13 @@ class Stack:
 
     def taken(self) -> list[str]:
         """One sentence per port that somebody else listens on."""
+        wanted = [(socket.SOCK_STREAM, port, setting) for port, setting in self.ports().items()]
+        wanted.append((socket.SOCK_DGRAM, self.settings.webrtc_port, "SLUICE_LOCAL_WEBRTC_PORT"))
         problems = []
-        for port, setting in self.ports().items():
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for kind, port, setting in wanted:
+            with socket.socket(type=kind) as probe:
+                if kind is socket.SOCK_STREAM:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind((self.settings.host, port))
                 except OSError as error:
@@ -97,17 +101,20 @@ class Stack:
             {"PYTHONUNBUFFERED": "1", "GRPC_VERBOSITY": "ERROR"},
         )
 
-    def services(self) -> list[Program]:
-        """The services in the order in which they start; metrics ports in that order too."""
+    def billing(self) -> Program:
+        """The first service: it has the tenant and the key that others are told of."""
+        return self._service(
+            "billing",
+            listen=self._at(self.settings.billing_port),
+            database_url=f"sqlite:///{self.state / 'billing.sqlite3'}",
+            **({"prices": self.settings.prices} if self.settings.prices else {}),
+        )
+
+    def services(self, key: str) -> list[Program]:
+        """The other services in the order in which they start; metrics ports in that order too."""
         at = self._at
         local = self.settings
         programs = [
-            self._service(
-                "billing",
-                listen=at(local.billing_port),
-                database_url=f"sqlite:///{self.state / 'billing.sqlite3'}",
-                **({"prices": local.prices} if local.prices else {}),
-            ),
             self._service("router", listen=at(local.router_port)),
             self._service(
                 "session_manager",
@@ -120,6 +127,9 @@ class Stack:
                 listen=at(local.http_port),
                 trickle_listen=at(local.trickle_port),
                 public_trickle_listen=at(local.public_trickle_port),
+                rtmp_listen=at(local.rtmp_port),
+                rtmp_push_private="true",
+                webrtc_listen=at(local.webrtc_port),
                 bridge_listen=at(local.bridge_port),
                 session_manager_address=at(local.session_manager_port),
                 router_address=at(local.router_port),
@@ -127,6 +137,7 @@ class Stack:
                 stream_secret=self._secret(),
                 outbox_path=str(self.state / "outbox.sqlite3"),
                 **({"traces_url": f"http://{at(local.traces_port)}"} if self.keeps_traces else {}),
+                **({"loopback_key": key} if local.open_to_loopback else {}),
             ),
         ]
         for index in range(local.runners):
@@ -249,12 +260,12 @@ async def start(stack: Stack, supervisor: Supervisor, group: asyncio.TaskGroup) 
     await supervisor.keep(stack.nats(), group)
     if stack.keeps_traces:
         await supervisor.keep(stack.traces(), group)
-    for index, program in enumerate(stack.services()):
-        await supervisor.keep(program, group)
-        if program.name == "billing":
-            await until_answers(f"http://{settings.host}:{settings.metrics_port + index}/healthz")
-    await until_answers(f"{stack.url}/")
+    await supervisor.keep(stack.billing(), group)
+    await until_answers(f"http://{settings.host}:{settings.metrics_port}/healthz")
     key = await tenant_key(stack)
+    for program in stack.services(key):
+        await supervisor.keep(program, group)
+    await until_answers(f"{stack.url}/v1/prices")
     stack.credentials.touch(mode=0o600)
     stack.credentials.write_text(json.dumps({"url": stack.url, "key": key}) + "\n")
     await until_offered(stack.url)

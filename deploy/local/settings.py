@@ -21,6 +21,8 @@ class LocalSettings(BaseSettings):
     http_port: int = Field(8000, description="Public HTTP.")
     trickle_port: int = Field(8001, description="Trickle between ingest and runners.")
     public_trickle_port: int = Field(8002, description="Trickle for clients.")
+    rtmp_port: int = Field(1935, description="RTMP for publishers.")
+    webrtc_port: int = Field(8189, description="UDP of every WebRTC connection.")
     bridge_port: int = Field(7000, description="gRPC of ingest.")
     router_port: int = Field(7001, description="gRPC of the router.")
     session_manager_port: int = Field(7002, description="gRPC of the session-manager.")
@@ -32,6 +34,9 @@ class LocalSettings(BaseSettings):
     )
     metrics_port: int = Field(9464, description="Prometheus of the first service; the others follow.")
     runners: int = Field(1, ge=1, le=16, description="CPU runners; one needs about one core.")
+    open_to_loopback: bool = Field(
+        True, description="Clients on this machine are the local tenant without sending its key."
+    )
     pipelines: str = Field(
         "effects,passthrough", description="What each runner loads; module:Class works too."
     )

@@ -35,6 +35,8 @@ class Stack:
             "HTTP",
             "TRICKLE",
             "PUBLIC_TRICKLE",
+            "RTMP",
+            "WEBRTC",
             "BRIDGE",
             "ROUTER",
             "SESSION_MANAGER",
