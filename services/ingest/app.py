@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.errors import UnavailableError
 from services.common.telemetry import span
-from services.ingest.faces import account, channels, events, streams, traces, ts
+from services.ingest.faces import account, channels, events, hls, streams, traces, ts
 from services.ingest.faces.context import Core, translate_errors
+from services.ingest.faces.elsewhere import Elsewhere
 from services.ingest.faces.reach import KeyInPath, open_to_pages
 
 REQUESTS: Final = Counter(
@@ -25,6 +26,7 @@ METHODS: Final = frozenset(
 )  # others are invented
 BODY_BYTES: Final = 1 << 20  # parameters are at most an eighth of it
 MEDIA: Final = "/ts/"
+HLS: Final = "/hls/"  # a player asks ten times a second: its spans would be all that is seen
 EVENTS: Final = "/events"
 
 # FastAPI's own spans have the path in them, and in our paths there are stream keys.
@@ -40,7 +42,7 @@ def public_app(core: Core) -> FastAPI:
     app = FastAPI(title="Sluice", version="1", docs_url="/docs", redoc_url=None, telemetry=NO_TELEMETRY)
     app.state.core = core
     translate_errors(app)
-    for face in (streams, events, account, channels, ts):
+    for face in (streams, events, account, channels, ts, hls):
         app.include_router(face.router)
     app.include_router(traces.router(core.settings.traces_url))
 
@@ -57,6 +59,7 @@ def public_app(core: Core) -> FastAPI:
         )
 
     app.add_middleware(Bounded)
+    app.add_middleware(Elsewhere, core=core)
     app.add_middleware(Observed)
     open_to_pages(app)
     app.add_middleware(KeyInPath)
@@ -65,7 +68,7 @@ def public_app(core: Core) -> FastAPI:
 
 def _endless(path: str) -> bool:
     """Whether a span would show nothing before its end; `session.open` is the trace of such calls."""
-    return path.startswith(MEDIA) or path.endswith(EVENTS)
+    return path.startswith((MEDIA, HLS)) or path.endswith(EVENTS)
 
 
 class Bounded:

@@ -48,8 +48,12 @@ class ControlPlane:
             self._sessions.Update, request, sessions_pb2.UpdateResponse, timeout_s=self._timeout_s
         )
 
-    async def start_session(self, stream: str, session: str, bridge: str) -> sessions_pb2.Session:
-        request = sessions_pb2.StartSessionRequest(stream=stream, session=session, bridge=bridge)
+    async def start_session(
+        self, stream: str, session: str, bridge: str, signalling: str
+    ) -> sessions_pb2.Session:
+        request = sessions_pb2.StartSessionRequest(
+            stream=stream, session=session, bridge=bridge, signalling=signalling
+        )
         answer = await call(
             self._sessions.StartSession,
             request,

@@ -139,7 +139,9 @@ class Publishing:
             )
             root.set_attribute("session.id", session.identity.session)
             try:
-                await self._plane.start_session(stream.id, session.identity.session, self._bridge_address)
+                await self._plane.start_session(
+                    stream.id, session.identity.session, self._bridge_address, self._settings.own_url
+                )
             except SluiceError as error:
                 PUBLISHERS.labels(error.reason).inc()
                 session.close("start_failed", error.message)

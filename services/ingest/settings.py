@@ -12,6 +12,11 @@ from services.common.settings import ServiceSettings, config
 class IngestSettings(ServiceSettings):
     """`SLUICE_INGEST_*`."""
 
+    @property
+    def own_url(self) -> str:
+        """Where other ingest processes reach this one's public HTTP."""
+        return self.signalling_url.rstrip("/") or f"http://{self.listen}"
+
     model_config = config("ingest")
 
     listen: str = Field("127.0.0.1:8000", description="Public HTTP, host:port.")
@@ -127,4 +132,68 @@ class IngestSettings(ServiceSettings):
     )
     max_video_kbps: int = Field(
         6000, ge=100, description="Receivers' feedback never makes a runner's bitrate higher."
+    )
+    data_channel_message_bytes: int = Field(
+        65_536,
+        ge=1024,
+        le=1 << 20,
+        description="The largest message that a client may send on a data channel.",
+    )
+    data_channel_messages_per_s: float = Field(
+        50.0,
+        ge=1,
+        description="Messages that a data channel takes, a second and at once; what is more is not read, and"
+        " its client is told.",
+    )
+    recording_dir: str = Field(
+        "",
+        description="Where recordings are kept, in files without a name, so that none stays behind. Empty:"
+        " the system's directory for temporary files.",
+    )
+    recording_max_mb: int = Field(
+        500, ge=1, description="A recording ends by itself at this size; on the disk it needs twice of it."
+    )
+    recording_keep_s: float = Field(
+        600.0, gt=0, description="How long a recording can be fetched after it has ended."
+    )
+    max_recordings: int = Field(20, ge=0, description="Recordings on this pod, with those that have ended.")
+    hls_target_s: int = Field(
+        2,
+        ge=1,
+        le=10,
+        description="Target duration of HLS: key frames are asked for in time for it, and players without"
+        " low latency stay three times of it behind.",
+    )
+    hls_buffer_mb: int = Field(
+        16, ge=1, description="What is held of a stream that is watched as HLS: 16 s of 8 Mbit/s."
+    )
+    hls_wait_s: float = Field(
+        8.0,
+        ge=0,
+        le=120,
+        description="How long a player waits for a stream that is not live; players give up after 10 s.",
+    )
+    hls_idle_s: float = Field(
+        30.0, gt=0, description="A stream that nobody asked for so long is no longer packaged."
+    )
+    max_hls_streams: int = Field(
+        25, ge=1, description="Streams on this pod that are packaged as HLS; each may hold its buffer."
+    )
+    rtmp_listen: str = Field("127.0.0.1:1935", description="RTMP for publishers, host:port.")
+    rtmp_tls_cert: str = Field(
+        "",
+        description="Certificate chain (PEM) that makes this port RTMPS. Empty: plain RTMP, for behind a"
+        " proxy that ends TLS.",
+    )
+    rtmp_tls_key: str = Field("", description="Its private key (PEM). Empty: in the same file.")
+    rtmp_max_connections: int = Field(
+        400, ge=1, description="RTMP connections on this pod, also of those that have yet to say a key."
+    )
+    rtmp_max_connections_per_address: int = Field(
+        100, ge=1, description="RTMP connections of one address; all clients may come by one load balancer."
+    )
+    rtmp_push_private: bool = Field(
+        False,
+        description="Streams may be pushed to RTMP servers on this machine and in private networks. Off, for"
+        " whoever may make streams could reach them with it.",
     )

@@ -98,7 +98,7 @@ class Lives:
 
     # --- start
 
-    async def start(self, stream: Stream, session: SessionId, bridge: str) -> Session:
+    async def start(self, stream: Stream, session: SessionId, bridge: str, signalling: str) -> Session:
         """Make the session and all it needs. Raises what stood in the way, and then leaves nothing behind.
 
         The work goes on when the caller goes away: what it made is then ended like any other session.
@@ -110,7 +110,7 @@ class Lives:
 
         async def work() -> None:
             try:
-                result = await self._start(stream, session, bridge)
+                result = await self._start(stream, session, bridge, signalling)
             except SluiceError as error:
                 STARTS.labels(error.reason).inc()
                 if not done.cancelled():
@@ -136,7 +136,7 @@ class Lives:
                 raise
             raise UnavailableError("the start failed inside", reason="INTERNAL") from None
 
-    async def _start(self, stream: Stream, session_id: SessionId, bridge: str) -> Session:
+    async def _start(self, stream: Stream, session_id: SessionId, bridge: str, signalling: str) -> Session:
         session = await self._store.create_session(
             Session(
                 id=session_id,
@@ -145,6 +145,7 @@ class Lives:
                 pipeline=stream.pipeline,
                 owner=self._replica,
                 bridge=bridge,
+                signalling=signalling,
                 created_unix_ms=now_unix_ms(),
                 traceparent=carrier().get("traceparent", ""),
                 delivery=stream.delivery,

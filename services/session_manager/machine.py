@@ -113,6 +113,7 @@ class Session:
     delivery: Delivery = Delivery.LIVE
     max_duration_ms: int = 0
     latency: Latency = Latency()
+    signalling: str = ""
 
     def to(self, phase: Phase) -> Session:
         """Return the session moved to `phase`, or raise `ConflictError`."""

@@ -130,7 +130,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         if not request.bridge:
             raise InvalidError("the bridge's address is missing", field="bridge")
         stream = await self._store.stream(request.stream)
-        session = await self._lives.start(stream, SessionId(session_id), request.bridge)
+        session = await self._lives.start(stream, SessionId(session_id), request.bridge, request.signalling)
         return pb.StartSessionResponse(session=session_to_proto(session))
 
     async def Update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:

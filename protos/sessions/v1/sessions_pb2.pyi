@@ -150,6 +150,7 @@ class Session(_message.Message):
     DELIVERY_FIELD_NUMBER: _builtins.int
     MAX_DURATION_MS_FIELD_NUMBER: _builtins.int
     LATENCY_FIELD_NUMBER: _builtins.int
+    SIGNALLING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     stream: _builtins.str
     tenant: _builtins.str
@@ -181,6 +182,8 @@ class Session(_message.Message):
     delivery: _runner_pb2.Delivery.ValueType
     max_duration_ms: _builtins.int
     """0: none"""
+    signalling: _builtins.str
+    """URL of the public HTTP of the ingest pod that has its media, for the others"""
     @_builtins.property
     def latency(self) -> _bridge_pb2.Latency:
         """as the bridge had it at the end"""
@@ -213,10 +216,11 @@ class Session(_message.Message):
         delivery: _runner_pb2.Delivery.ValueType = ...,
         max_duration_ms: _builtins.int = ...,
         latency: _bridge_pb2.Latency | None = ...,
+        signalling: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "created_unix_ms", b"created_unix_ms", "degraded_by", b"degraded_by", "delivery", b"delivery", "end_message", b"end_message", "end_reason", b"end_reason", "ended_unix_ms", b"ended_unix_ms", "epoch", b"epoch", "id", b"id", "latency", b"latency", "max_duration_ms", b"max_duration_ms", "micro_per_second", b"micro_per_second", "owner", b"owner", "paid_until_ms", b"paid_until_ms", "phase", b"phase", "pipeline", b"pipeline", "revision", b"revision", "runner", b"runner", "runner_address", b"runner_address", "settled", b"settled", "slot", b"slot", "slot_epoch", b"slot_epoch", "stream", b"stream", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "created_unix_ms", b"created_unix_ms", "degraded_by", b"degraded_by", "delivery", b"delivery", "end_message", b"end_message", "end_reason", b"end_reason", "ended_unix_ms", b"ended_unix_ms", "epoch", b"epoch", "id", b"id", "latency", b"latency", "max_duration_ms", b"max_duration_ms", "micro_per_second", b"micro_per_second", "owner", b"owner", "paid_until_ms", b"paid_until_ms", "phase", b"phase", "pipeline", b"pipeline", "revision", b"revision", "runner", b"runner", "runner_address", b"runner_address", "settled", b"settled", "signalling", b"signalling", "slot", b"slot", "slot_epoch", b"slot_epoch", "stream", b"stream", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -354,21 +358,25 @@ class StartSessionRequest(_message.Message):
     STREAM_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     BRIDGE_FIELD_NUMBER: _builtins.int
+    SIGNALLING_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     session: _builtins.str
     """chosen by the ingest pod, which has the bridge half open under this id"""
     bridge: _builtins.str
     """host:port of its `Bridge`"""
+    signalling: _builtins.str
+    """URL of its public HTTP, for other ingest pods"""
     def __init__(
         self,
         *,
         stream: _builtins.str = ...,
         session: _builtins.str = ...,
         bridge: _builtins.str = ...,
+        signalling: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "session", b"session", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "session", b"session", "signalling", b"signalling", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

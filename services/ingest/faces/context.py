@@ -32,6 +32,7 @@ from services.ingest.seats import Seats
 from services.ingest.settings import IngestSettings
 from services.ingest.steering import Steering
 from services.ingest.stream_keys import StreamKeys
+from services.ingest.transports.hls.packagers import Packagers
 from services.ingest.transports.trickle import BASE_PATH, PublicChannels
 
 EVENT_READERS: Final = 20  # of one stream; each costs a message a second
@@ -52,6 +53,7 @@ class Core:
     steering: Steering
     viewing: Seats
     listening: Seats  # to a stream's events
+    hls: Packagers  # to be entered
 
     def trickle_url(self, request: Request) -> str:
         """Where clients reach the public trickle channels, without a slash at the end."""
@@ -88,6 +90,7 @@ def assemble(
         steering=Steering(plane),
         viewing=viewing,
         listening=listening,
+        hls=Packagers(hub=hub, plane=plane, settings=settings),
     )
 
 

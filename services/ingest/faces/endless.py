@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Final
 
 import structlog
@@ -53,14 +54,14 @@ class EndlessResponse(Response):
             sending.cancel()
             leaving.cancel()
             await asyncio.wait({sending, leaving})
-            await self._chunks.aclose()
             self._done()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for data in self._chunks:
-            async with asyncio.timeout(self._stall_s):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+        async with aclosing(self._chunks):
+            async for data in self._chunks:
+                async with asyncio.timeout(self._stall_s):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
         async with asyncio.timeout(self._stall_s):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -181,7 +181,9 @@ class Plane:
             raise NotFoundError("no such stream", reason="STREAM_NOT_FOUND")
         return self.stream_record
 
-    async def start_session(self, stream: str, session: str, bridge: str) -> sessions_pb2.Session:
+    async def start_session(
+        self, stream: str, session: str, bridge: str, signalling: str
+    ) -> sessions_pb2.Session:
         self.started.append(session)
         assert self.hub.session(session).identity.stream == stream, "the bridge has it half open by then"
         if self.gate is not None:
