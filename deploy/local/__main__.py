@@ -261,7 +261,7 @@ async def start(stack: Stack, supervisor: Supervisor, group: asyncio.TaskGroup) 
     if stack.keeps_traces:
         await supervisor.keep(stack.traces(), group)
     await supervisor.keep(stack.billing(), group)
-    await until_answers(f"http://{settings.host}:{settings.metrics_port}/healthz")
+    await until_answers(f"http://{settings.host}:{settings.metrics_port}/readyz")
     key = await tenant_key(stack)
     for program in stack.services(key):
         await supervisor.keep(program, group)
