@@ -44,6 +44,7 @@ def public_app(core: Core) -> FastAPI:
     translate_errors(app)
     for face in (streams, events, account, channels, ts, hls):
         app.include_router(face.router)
+    app.include_router(streams.legacy)
     app.include_router(traces.router(core.settings.traces_url))
 
     @app.get("/", include_in_schema=False)

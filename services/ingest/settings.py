@@ -180,6 +180,11 @@ class IngestSettings(ServiceSettings):
         25, ge=1, description="Streams on this pod that are packaged as HLS; each may hold its buffer."
     )
     rtmp_listen: str = Field("127.0.0.1:1935", description="RTMP for publishers, host:port.")
+    public_rtmp_url: str = Field(
+        "",
+        description="URL under which clients publish by RTMP, rtmp://host/live. Empty: the request's host, the"
+        " port listened.",
+    )
     rtmp_tls_cert: str = Field(
         "",
         description="Certificate chain (PEM) that makes this port RTMPS. Empty: plain RTMP, for behind a"

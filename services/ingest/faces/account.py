@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from protos.router.v1 import router_pb2
 from services.common.errors import NotFoundError
 from services.ingest.faces.context import CallerOf, CoreOf
-from services.ingest.faces.streams import iso, session_object
+from services.ingest.faces.shapes import iso, session_object
 
 router = APIRouter(prefix="/v1", tags=["account"])
 Limit = Annotated[int, Query(ge=1, le=1000)]

@@ -62,6 +62,17 @@ class Core:
         _, port = host_port(self.settings.public_trickle_listen)
         return f"http://{request.url.hostname}:{port}{BASE_PATH.rstrip('/')}"
 
+    def rtmp_url(self, request: Request) -> str:
+        """Where clients publish by RTMP, without a slash at the end."""
+        if self.settings.public_rtmp_url:
+            return self.settings.public_rtmp_url.rstrip("/")
+        _, port = host_port(self.settings.rtmp_listen)
+        return f"rtmp://{request.url.hostname}:{port}/live"
+
+    def whep_url(self, request: Request, stream: str) -> str:
+        """Where a stream is watched by WHEP; players of Livepeer's know such URLs by a word in the path."""
+        return f"{self.base_url(request)}/webrtc/whep/{self.keys.playback(stream)}"
+
     def base_url(self, request: Request) -> str:
         return (self.settings.public_url or str(request.base_url)).rstrip("/")
 
@@ -104,9 +115,16 @@ async def caller(request: Request) -> Caller:
     """The tenant behind `Authorization: Bearer <key>`, or, where that is allowed, this machine's own."""
     header = request.headers.get("authorization")
     found = core(request)
-    if header is None and found.settings.loopback_key and _local(request):
+    if header is None and not knows_nobody(request):
         return await found.authenticator.who(found.settings.loopback_key)
     return await found.authenticator.who(bearer(header))
+
+
+def knows_nobody(request: Request) -> bool:
+    """Whether a request has no key, and its client is not let in without one."""
+    if request.headers.get("authorization") is not None:
+        return False
+    return not (core(request).settings.loopback_key and _local(request))
 
 
 def _local(request: Request) -> bool:

@@ -21,7 +21,7 @@ from services.common.trickle.protocol import NEXT
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import CallerOf, Core, CoreOf
 from services.ingest.faces.endless import EndlessResponse
-from services.ingest.faces.streams import session_object
+from services.ingest.faces.shapes import session_object
 from services.ingest.steering import media_ms
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])

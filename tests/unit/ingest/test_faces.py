@@ -504,7 +504,8 @@ async def test_the_status_is_in_daydreams_words(
     data = shown["data"]
     assert data["state"] == state
     assert data["stream_id"] == made["id"]
-    assert data["gateway_status"]["whep_url"] is None
+    playback = made["output_playback_id"]
+    assert data["gateway_status"]["whep_url"] == f"http://gateway.test:8000/webrtc/whep/{playback}"
     assert {"request_id", "pipeline_id", "type", "pipeline", "orchestrator_info", "inference_status"} <= set(
         data
     )

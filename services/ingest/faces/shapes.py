@@ -1,0 +1,193 @@
+"""Streams, sessions and their status as clients get them: all keys that Daydream's SDK wants, ours beside.
+
+Ours are the URLs of the other ways in and out, `delivery`, `revision` and the `sluice` part of the status.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from fastapi import Request
+
+from protos.inference.v1 import runner_pb2
+from protos.sessions.v1 import sessions_pb2
+from services.ingest.bridge.session import BridgeSession
+from services.ingest.faces.context import Core
+from services.ingest.steering import media_ms
+
+PHASES: Final = {
+    sessions_pb2.PHASE_ALLOCATING: "LOADING",
+    sessions_pb2.PHASE_STARTING: "LOADING",
+    sessions_pb2.PHASE_LIVE: "ONLINE",
+    sessions_pb2.PHASE_DEGRADED: "DEGRADED_INFERENCE",
+    sessions_pb2.PHASE_PAUSED: "DEGRADED_INPUT",
+    sessions_pb2.PHASE_MIGRATING: "DEGRADED_INFERENCE",
+    sessions_pb2.PHASE_ENDED: "OFFLINE",
+}
+# Ends that are nobody's fault; any other makes the state ERROR.
+ORDERLY: Final = frozenset({"stopped", "stream_deleted", "input_ended", "publisher_gone", "max_duration"})
+
+
+def stream_object(stream: sessions_pb2.Stream, core: Core, request: Request) -> dict[str, Any]:
+    """A stream with every key that Daydream's SDK wants present."""
+    base = core.base_url(request)
+    key, playback = core.keys.publish(stream.id), core.keys.playback(stream.id)
+    return {
+        "id": stream.id,
+        "stream_key": key,
+        "created_at": iso(stream.created_unix_ms),
+        "output_playback_id": playback,
+        "output_stream_url": f"{base}/ts/{playback}",
+        "name": stream.name,
+        "author": stream.author,
+        "from_playground": False,
+        "gateway_host": request.url.hostname or "",
+        "is_smoke_test": False,
+        "whip_url": f"{base}/whip/{key}",
+        "pipeline": stream.pipeline,
+        "params": json.loads(stream.params),
+        "output_rtmp_url": stream.output_rtmp_url or None,
+        "publish_url": f"{base}/ts/{key}",
+        "rtmp_url": f"{core.rtmp_url(request)}/{key}",
+        "trickle_publish_url": f"{core.trickle_url(request)}/{key}",
+        "whep_url": core.whep_url(request, stream.id),
+        "hls_url": f"{base}/hls/{playback}/index.m3u8",
+        "play_url": f"{base}/ts/{playback}",
+        "trickle_play_url": f"{core.trickle_url(request)}/{playback}",
+        "watch_url": f"{base}/watch/{playback}",
+        "events_url": f"{base}/v1/streams/{stream.id}/events",
+        "delivery": "complete" if stream.delivery == runner_pb2.DELIVERY_COMPLETE else "live",
+        "revision": stream.revision,
+        "session": stream.session or None,
+        "last_session": stream.last_session or None,
+    }
+
+
+def status_object(
+    stream: sessions_pb2.Stream, record: sessions_pb2.Session | None, core: Core, request: Request
+) -> dict[str, Any]:
+    """A stream's status; `record` is its newest session."""
+    live = core.hub.of_stream(stream.id)
+    wrong = _error_of(record)
+    wrong_at = record.ended_unix_ms if record and wrong else None
+    return {
+        "success": True,
+        "error": None,
+        "data": {
+            "stream_id": stream.id,
+            "request_id": record.id if record else None,
+            "pipeline_id": stream.pipeline,
+            "type": "status",
+            "pipeline": stream.pipeline,
+            "state": _state(record),
+            "orchestrator_info": {"address": record.runner if record else "", "url": ""},
+            "inference_status": _inference_status(stream, record, live),
+            "gateway_status": {
+                "whep_url": core.whep_url(request, stream.id),
+                "play_url": f"{core.base_url(request)}/ts/{core.keys.playback(stream.id)}",
+                "last_error": wrong,
+                "error": {"error_message": wrong, "error_time": wrong_at} if wrong else None,
+                "ingest_metrics": None,
+            },
+            "sluice": session_object(record, core) if record else None,
+        },
+    }
+
+
+def public_part(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a status is for who has the stream's id, but not its tenant's key."""
+    shown = {key: data[key] for key in ("stream_id", "type", "pipeline", "state")}
+    return {**shown, "gateway_status": {"whep_url": data["gateway_status"]["whep_url"]}}
+
+
+def _state(record: sessions_pb2.Session | None) -> str:
+    if record is None:
+        return "OFFLINE"
+    if record.phase == sessions_pb2.PHASE_ENDED and record.end_reason not in ORDERLY:
+        return "ERROR"
+    if record.phase == sessions_pb2.PHASE_DEGRADED and record.degraded_by == "input":
+        return "DEGRADED_INPUT"
+    return PHASES[record.phase]
+
+
+def _inference_status(
+    stream: sessions_pb2.Stream, record: sessions_pb2.Session | None, live: BridgeSession | None
+) -> dict[str, Any]:
+    report = live.report() if live else None
+    now_ms = time.time_ns() // 1_000_000
+    came_ms = now_ms - report.input_age_ms if report and report.input_age_ms >= 0 else None
+    went_ms = now_ms - report.output_age_ms if report and report.output_age_ms >= 0 else None
+    return {
+        "pipeline": stream.pipeline,
+        "start_time": record.created_unix_ms if record else None,
+        "last_params": json.loads(stream.params),
+        "last_params_hash": hashlib.sha256(stream.params.encode()).hexdigest()[:16],
+        "last_params_update_time": None,
+        "input_fps": round(report.fps_in, 2) if report else 0.0,
+        "output_fps": round(report.fps_out, 2) if report else 0.0,
+        "last_input_time": came_ms,
+        "last_output_time": went_ms,
+        "restart_count": 0,
+        "last_restart_time": None,
+        "last_restart_logs": None,
+        "last_error": _error_of(record),
+        "last_error_time": record.ended_unix_ms if record and _error_of(record) else None,
+        "stream_id": stream.id,
+    }
+
+
+def _error_of(record: sessions_pb2.Session | None) -> str | None:
+    if record is None or not record.end_reason or record.end_reason in ORDERLY:
+        return None
+    return f"{record.end_reason}: {record.end_message}".removesuffix(": ")
+
+
+def session_object(record: sessions_pb2.Session, core: Core) -> dict[str, Any]:
+    """A session as our own API shows it; what the bridge knows is there while its media passes this pod."""
+    shown: dict[str, Any] = {
+        "session": record.id,
+        "stream": record.stream,
+        "pipeline": record.pipeline,
+        "phase": sessions_pb2.Phase.Name(record.phase).removeprefix("PHASE_").lower(),
+        "end_reason": record.end_reason or None,
+        "end_message": record.end_message or None,
+        "runner": record.runner or None,
+        "created_at": iso(record.created_unix_ms),
+        "ended_at": iso(record.ended_unix_ms) if record.ended_unix_ms else None,
+        "settled": record.settled,
+        "micro_per_second": record.micro_per_second,
+    }
+    live = core.hub.of_stream(record.stream)
+    if live is None or live.identity.session != record.id:
+        return shown
+    report = live.report()
+    return {
+        **shown,
+        "publisher": live.publisher().name.lower(),
+        "fps_in": round(report.fps_in, 2),
+        "fps_out": round(report.fps_out, 2),
+        "frames_in": report.frames_in,
+        "frames_out": report.frames_out,
+        "frames_dropped": report.frames_dropped,
+        "latency_ms": round(report.latency_ms, 1),
+        "infer_ms": round(live.infer_ms, 1),
+        "delivered_ms": report.delivered_ms,
+        "paused_ms": report.paused_ms,
+        "cost_micro": record.micro_per_second * report.delivered_ms // 1000,
+        "applied_revision": report.applied_revision,
+        "applied_ms": media_ms(report.applied_pts) if report.applied_pts else None,
+        "viewers": core.viewing.of(record.stream),
+        "session_ms": report.session_ms,
+        "paid_until_ms": report.paid_until_ms,
+    }
+
+
+def iso(unix_ms: int) -> str:
+    return (
+        datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )
