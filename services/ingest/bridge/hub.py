@@ -8,7 +8,7 @@ from typing import Final
 
 from prometheus_client import Gauge
 
-from services.common.errors import ExhaustedError, NotFoundError
+from services.common.errors import ExhaustedError, NotFoundError, RateLimitedError
 from services.common.latest import Latest
 from services.common.lifecycle import Bulkhead
 from services.common.telemetry import report_bug
@@ -55,13 +55,21 @@ class Hub:
         return len(self._sessions)
 
     def create(self, identity: Identity) -> BridgeSession:
-        """Begin a session. Raises ExhaustedError when this pod is full."""
+        """Begin a session. Raises ExhaustedError: this pod is full; RateLimitedError: its tenant has enough."""
         if len(self._sessions) >= self._settings.max_sessions:
             raise ExhaustedError(
                 "this ingest process is full",
                 reason="INGEST_FULL",
                 retry_after_s=5,
                 limit=self._settings.max_sessions,
+            )
+        theirs = sum(session.identity.tenant == identity.tenant for session in self._sessions.values())
+        if theirs >= self._settings.max_streams_per_tenant:
+            raise RateLimitedError(
+                f"at most {self._settings.max_streams_per_tenant} streams of a tenant at once",
+                reason="TOO_MANY_STREAMS",
+                retry_after_s=5,
+                limit=self._settings.max_streams_per_tenant,
             )
         assert identity.stream not in self._by_stream, identity
         session = BridgeSession(

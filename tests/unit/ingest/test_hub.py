@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
 from protos.events.v1 import events_pb2
 from protos.ingest.v1 import bridge_pb2
-from services.common.errors import ExhaustedError, NotFoundError
+from services.common.errors import ExhaustedError, NotFoundError, RateLimitedError
 from services.common.trickle.registry import Registry
 from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.identity import Identity
@@ -110,3 +111,17 @@ async def test_the_end_of_the_process_ends_every_session_with_a_last_window(disk
     assert {(window.session, window.final, window.end_reason) for window in disk.windows} == {
         (f"ses_{number}", True, "bridge_lost") for number in (1, 2, 3)
     }
+
+
+async def test_one_tenant_does_not_get_all_of_a_pod(disk: Disk) -> None:
+    settings = IngestSettings(stream_secret="x" * 16, max_streams_per_tenant=2)
+    async with Hub(Registry(), cast("Outbox", disk), settings) as hub:
+        first, _ = hub.create(identity(1)), hub.create(identity(2))
+        with pytest.raises(RateLimitedError) as refused:
+            hub.create(identity(3))
+        assert refused.value.reason == "TOO_MANY_STREAMS"
+        hub.create(replace(identity(3), tenant="other"))
+        first.close("stopped", "")
+        while hub.of_stream("str_1") is not None:
+            await asyncio.sleep(0.01)
+        hub.create(identity(4))

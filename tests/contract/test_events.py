@@ -1,0 +1,122 @@
+"""A stream's events over real HTTP: status, applied revisions, what the pipeline says, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.ingest.auth import Authenticator, Caller
+from services.ingest.faces import context, events
+from tests.support.ingest import STREAM, Ingest, ingesting, paced, until
+from tests.support.media import pictures
+from tests.support.nats import nats_server
+
+EVENTS = f"/v1/streams/{STREAM}/events"
+KEY = {"Authorization": "Bearer mine"}
+
+
+@pytest.fixture
+async def ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ingest]:
+    async def who(self: Authenticator, key: str) -> Caller:
+        return Caller("acme", key)
+
+    monkeypatch.setattr(Authenticator, "who", who)
+    async with nats_server(tmp_path / "nats") as nats, ingesting(nats.url, tmp_path) as found:
+        yield found
+
+
+class Listener:
+    """Reads events as a client does; `seen` has each as (name, what it says)."""
+
+    def __init__(self, ingest: Ingest) -> None:
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.raw = ""
+        self._ingest = ingest
+        self.task = asyncio.ensure_future(self._read())
+
+    async def _read(self) -> None:
+        async with self._ingest.http.stream("GET", EVENTS, headers=KEY) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            name = ""
+            async for line in answer.aiter_lines():
+                self.raw += line + "\n"
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    self.seen.append((name, json.loads(line.removeprefix("data: "))))
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        return [fields for kind, fields in self.seen if kind == name]
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+async def test_a_listener_is_told_of_everything_and_of_the_end_with_its_reason(ingest: Ingest) -> None:
+    listener = Listener(ingest)
+    publishing = asyncio.ensure_future(ingest.publish(paced(pictures(100), times_faster=1)))
+    session = ingest.hub.session(await ingest.session())
+    await until(lambda: listener.of("status"))
+    with session.data.begin_segment() as writer:
+        writer.write(b'{"pts": 90000, "data": {"looks": {"neon": 1.0}}}\n{"pts": 90001, "data": {}}\n')
+    await until(lambda: len(listener.of("data")) == 2)
+    assert listener.of("data")[0]["data"] == {"looks": {"neon": 1.0}}
+    applied = await until(lambda: listener.of("applied"))
+    assert applied == [{"revision": 3, "pts_ms": 0}]
+    status = await until(lambda: [one for one in listener.of("status") if one.get("frames_out", 0) > 3])
+    assert {"fps_out", "latency_ms", "cost_micro", "viewers"} <= set(status[0])
+    session.close("stopped", "by a person")
+    ended = await until(lambda: listener.of("ended"))
+    assert (ended[0]["reason"], ended[0]["message"]) == ("stopped", "by a person")
+    await publishing
+    again = asyncio.ensure_future(ingest.publish(paced(pictures(50), times_faster=1)))
+    await until(lambda: len({one["session"] for one in listener.of("status")}) == 2)
+    await listener.stop()
+    await again
+
+
+async def test_a_listener_that_leaves_leaves_nothing_behind(ingest: Ingest) -> None:
+    tasks = len(asyncio.all_tasks())
+    publishing = asyncio.ensure_future(ingest.publish(paced(pictures(50), times_faster=1)))
+    await ingest.session()
+    listeners = [Listener(ingest) for _ in range(5)]
+    await until(lambda: all(one.of("status") for one in listeners))
+    assert ingest.core.listening.of(STREAM) == 5
+    for one in listeners:
+        await one.stop()
+    await until(lambda: ingest.core.listening.of(STREAM) == 0)
+    await publishing
+    await until(lambda: ingest.hub.of_stream(STREAM) is None)
+    await until(lambda: len(asyncio.all_tasks()) <= tasks + 2)
+
+
+async def test_more_listeners_than_allowed_are_refused_in_words(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seats = [ingest.core.listening.take(STREAM, "acme") for _ in range(context.EVENT_READERS)]
+    answer = await ingest.http.get(EVENTS, headers=KEY)
+    assert answer.status_code == 429
+    assert "20 event readers" in answer.json()["error"]
+    for seat in seats:
+        seat.release()
+
+
+async def test_a_stream_that_is_idle_keeps_the_line_alive(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "QUIET_S", 0.1)
+    listener = Listener(ingest)
+    await until(lambda: ": still here" in listener.raw)
+    assert listener.seen == []
+    await listener.stop()
+
+
+async def test_events_of_nobodys_stream_are_not_found(ingest: Ingest) -> None:
+    assert (await ingest.http.get("/v1/streams/str_unknown/events", headers=KEY)).status_code == 404
