@@ -37,6 +37,7 @@ ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts" / "sluice"
 NATS: Final = {"nats": {"url": "nats://nats.nats:4222"}}
 POD_IP: Final = "10.1.2.3"
+NODE_IP: Final = "203.0.113.9"
 SETTINGS: Final[dict[str, type[ServiceSettings]]] = {
     "ingest": IngestSettings,
     "router": RouterSettings,
@@ -54,6 +55,7 @@ EDGES: Final = {
     ("session-manager", "ingest", 7000),  # Bridge, at the pod's own address
     ("session-manager", "inference", 7004),  # Runner, likewise
     ("inference", "ingest", 8001),  # trickle, likewise
+    ("ingest", "ingest", 8000),  # signalling of a session that another pod has
 }
 EVERYTHING: Final[Object] = {
     "image": {"registry": "registry.example.com/sluice", "tag": "1.2.3", "pullSecrets": [{"name": "pull"}]},
@@ -153,10 +155,18 @@ def environment(objects: Iterable[Object], component: str) -> dict[str, str]:
         name, source = variable["name"], variable.get("valueFrom", {})
         assert name not in found, f"{component} sets {name} twice"
         if "fieldRef" in source:
-            paths = {"metadata.name": f"demo-sluice-{component}-abc", "status.podIP": POD_IP}
+            paths = {
+                "metadata.name": f"demo-sluice-{component}-abc",
+                "status.podIP": POD_IP,
+                "status.hostIP": NODE_IP,
+            }
             found[name] = paths[source["fieldRef"]["fieldPath"]]
         elif "secretKeyRef" in source:
-            found[name] = base64.b64decode(secret[source["secretKeyRef"]["key"]]).decode()
+            data = secret.get(source["secretKeyRef"]["key"])
+            if data is None:
+                assert source["secretKeyRef"]["optional"], name
+                continue
+            found[name] = base64.b64decode(data).decode()
         else:
             found[name] = re.sub(r"\$\((\w+)\)", lambda match: found[match[1]], variable["value"])
     return found
@@ -325,7 +335,8 @@ def test_addresses_name_headless_services_whose_pods_listen_there(objects: list[
     seen = set()
     for component in SETTINGS:
         for name, value in environment(objects, component).items():
-            host, port = host_port(value) if name.endswith("_ADDRESS") else ("", 0)
+            ours = name.endswith("_ADDRESS") and "WEBRTC" not in name  # that one is for clients
+            host, port = host_port(value) if ours else ("", 0)
             if host not in {"", POD_IP}:
                 service = services[host]
                 target = service["selector"]["app.kubernetes.io/component"]
@@ -338,11 +349,11 @@ def test_addresses_name_headless_services_whose_pods_listen_there(objects: list[
     }
 
 
-def test_the_public_service_reaches_ingest_by_http_and_by_trickle(objects: list[Object]) -> None:
+def test_the_public_service_reaches_ingest_by_http_trickle_and_rtmp(objects: list[Object]) -> None:
     spec = of_kind(objects, "Service")["ingest"]["spec"]
     assert spec["type"] == "ClusterIP"
     pod = pods(objects)["ingest"]
-    assert [port_named(pod, port["targetPort"]) for port in spec["ports"]] == [8000, 8002]
+    assert [port_named(pod, port["targetPort"]) for port in spec["ports"]] == [8000, 8002, 1935]
 
 
 def test_selectors_match_the_pods_of_their_component_and_no_others(objects: list[Object]) -> None:
@@ -601,6 +612,7 @@ def test_an_existing_secret_is_used_and_none_is_made(chart: helm.Chart) -> None:
     }
     assert references == {
         "SLUICE_INGEST_STREAM_SECRET": {"name": "mine", "key": "stream-secret", "optional": False},
+        "SLUICE_INGEST_TURN_SECRET": {"name": "mine", "key": "turn-secret", "optional": True},
         "SLUICE_BILLING_KEY_PEPPER": {"name": "mine", "key": "key-pepper", "optional": True},
     }
 
@@ -626,7 +638,7 @@ def test_the_network_is_open_along_the_edges_and_nowhere_else(objects: list[Obje
     assert leaving == entering == EDGES
 
 
-def test_what_is_open_to_others_is_public_http_and_trickle_metrics_dns_and_nats(
+def test_what_is_open_to_others_are_the_public_faces_metrics_dns_and_nats(
     objects: list[Object],
 ) -> None:
     for component, policy in of_kind(objects, "NetworkPolicy").items():
@@ -634,10 +646,37 @@ def test_what_is_open_to_others_is_public_http_and_trickle_metrics_dns_and_nats(
             spec = policy["spec"]
             rules = [rule for rule in spec["ingress"] if "podSelector" not in str(rule)]
             entering = {port["port"] for rule in rules for port in rule["ports"]}
-            assert entering == ({9464, 8000, 8002} if component == "ingest" else {9464})
-            assert {
-                port["port"] for rule in spec["egress"] if "to" not in rule for port in rule["ports"]
-            } == {*(53, 4222)}
+            assert entering == ({9464, 8000, 8002, 1935, 8189} if component == "ingest" else {9464})
+            leaving = {port["port"] for rule in spec["egress"] if "to" not in rule for port in rule["ports"]}
+            assert leaving == ({53, 4222, 1024} if component == "ingest" else {53, 4222})
+
+
+@pytest.mark.parametrize(
+    ("webrtc", "address", "host_port", "surge"),
+    [
+        ({}, "203.0.113.9", 8189, 0),
+        ({"hostPort": 30189}, "203.0.113.9:30189", 30189, 0),
+        ({"address": "video.example.com"}, "video.example.com", 8189, 0),
+        ({"hostPort": 0}, "10.1.2.3", None, 1),
+        ({"hostPort": 0, "address": "198.51.100.9:3478"}, "198.51.100.9:3478", None, 1),
+    ],
+)
+def test_webrtc_clients_are_told_where_a_pods_port_is(
+    chart: helm.Chart, webrtc: Object, address: str, host_port: int | None, surge: int
+) -> None:
+    objects = render(chart, {"ingest": {"webrtc": webrtc}})
+    expected = address.replace("10.1.2.3", POD_IP)
+    assert environment(objects, "ingest")["SLUICE_INGEST_WEBRTC_ADDRESS"] == expected
+    (port,) = [port for port in container(pods(objects)["ingest"])["ports"] if port["protocol"] == "UDP"]
+    assert (port["containerPort"], port.get("hostPort")) == (8189, host_port)
+    strategy = of_kind(objects, "Deployment")["ingest"]["spec"]["strategy"]["rollingUpdate"]
+    assert strategy["maxSurge"] == surge, "a second pod has no place on the node"
+
+
+def test_a_turn_secret_is_passed_on_and_never_invented(chart: helm.Chart) -> None:
+    given = render(chart, {"secret": {"turnSecret": "shared with coturn"}})
+    assert environment(given, "ingest")["SLUICE_INGEST_TURN_SECRET"] == "shared with coturn"
+    assert "SLUICE_INGEST_TURN_SECRET" not in environment(render(chart, {}), "ingest")
 
 
 def test_peers_narrow_the_network(chart: helm.Chart) -> None:

@@ -85,6 +85,9 @@ or the Secret and its checksum would each draw their own.
 {{- $kept := index $old $key | default (randAlphaNum 48 | b64enc) -}}
 {{- $_ := set $data $key (ternary ($value | b64enc) $kept (ne $value "")) -}}
 {{- end -}}
+{{- with $secret.turnSecret -}}
+{{- $_ := set $data "turn-secret" (b64enc .) -}}
+{{- end -}}
 {{- $_ := set $secret "data" $data -}}
 {{- end -}}
 {{ toYaml $secret.data }}
@@ -135,6 +138,10 @@ Secret; `settings` of the values may set neither, but anything else, also what a
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: POD_IP
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
+{{- with .hostAddress }}
+- name: HOST_IP
+  valueFrom: {fieldRef: {fieldPath: status.hostIP}}
+{{- end }}
 {{- range $map := list $own $settings }}
 {{- range $field, $value := $map }}
 - name: {{ $prefix }}{{ upper $field }}
@@ -223,6 +230,9 @@ spec:
             {{- range $name, $port := .ports }}
             - {name: {{ $name }}, containerPort: {{ $port }}, protocol: TCP}
             {{- end }}
+            {{- range $name, $of := .udpPorts }}
+            - {name: {{ $name }}, containerPort: {{ $of.port }}, protocol: UDP{{ with $of.hostPort }}, hostPort: {{ . }}{{ end }}}
+            {{- end }}
             - {name: metrics, containerPort: 9464, protocol: TCP}
           {{- /* Two minutes to start: NATS may be waited for, for 30 s, and a cold disk for Python's modules. */}}
           startupProbe:
@@ -291,4 +301,18 @@ spec:
 {{- define "sluice.rolling" -}}
 type: RollingUpdate
 rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
+{{- end }}
+
+{{/* For pods with a port of their node: the new one has no place beside the old one. */}}
+{{- define "sluice.oneByOne" -}}
+type: RollingUpdate
+rollingUpdate: {maxSurge: 0, maxUnavailable: 1}
+{{- end }}
+
+{{/* The address that WebRTC clients are told, with the port where that is another one than the pod's. */}}
+{{- define "sluice.webrtcAddress" -}}
+{{- $webrtc := .Values.ingest.webrtc -}}
+{{- $host := $webrtc.address | default (ternary "$(HOST_IP)" "$(POD_IP)" (gt (int $webrtc.hostPort) 0)) -}}
+{{- $host -}}
+{{- if and $webrtc.hostPort (ne (int $webrtc.hostPort) 8189) -}}:{{ $webrtc.hostPort }}{{- end -}}
 {{- end }}
