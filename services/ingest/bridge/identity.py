@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# Ends that are nobody's fault; of any other, clients are told as of an error.
+ORDERLY: Final = frozenset({"stopped", "stream_deleted", "input_ended", "publisher_gone", "max_duration"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,10 @@ EVENT_MAX_BYTES: Final = 64 * 1024
 REORDERED: Final = 20  # pictures that a decoder may hold back (H.264: 16) before the first of them comes out
 FLUSH_S: Final = 10.0  # without a picture for so long after the input ended, what is missing will not come
 
-MEDIA: Final = ChannelLimits()
+MEDIA: Final = ChannelLimits(idle_s=None)  # a client's pause may be long: the session ends its channels
 # Every picture must reach a viewer that reads at all: a minute of history instead of the newest few segments.
-MEDIA_COMPLETE: Final = ChannelLimits(depth=64, channel_bytes=64 * 2**20, history_s=60.0)
+MEDIA_COMPLETE: Final = replace(MEDIA, depth=64, channel_bytes=64 * 2**20, history_s=60.0)
 MESSAGES: Final = ChannelLimits(depth=64, segment_bytes=1 * 2**20, channel_bytes=4 * 2**20, idle_s=None)
-PLAY: Final = replace(MEDIA, idle_s=None)
-PLAY_COMPLETE: Final = replace(MEDIA_COMPLETE, idle_s=None)
 
 
 class Publisher(enum.Enum):
@@ -105,7 +103,7 @@ class BridgeSession:
         self._in = SegmentCutter(self._open("in", MEDIA_COMPLETE if identity.complete else MEDIA), Muxer())
         # out
         self.epoch = 0
-        play = self._open("play", PLAY_COMPLETE if identity.complete else PLAY)
+        play = self._open("play", MEDIA_COMPLETE if identity.complete else MEDIA)
         self._open("data", MESSAGES, "application/jsonl")
         self._requests: RunnerRequests | None = None  # from the moment when there is a runner to ask
         self._bitrate = Bitrate(settings.min_video_kbps * 1000, settings.max_video_kbps * 1000)
@@ -186,7 +184,9 @@ class BridgeSession:
         if paused is self.paused:
             return
         self.paused = paused
-        if not paused:
+        if paused:
+            self._in.end()  # a runner waits as long as it takes between two segments, but not within one
+        else:
             self._started = False
             if self.keyframe_wanted is not None:
                 self.keyframe_wanted()
@@ -426,8 +426,8 @@ class BridgeSession:
         silent_s = self._now_s() - (self._in_at_s if self._in_at_s is not None else self._opened_s)
         if silent_s > self._settings.publisher_grace_s:
             return Publisher.GONE
-        if self._in_at_s is None:
-            return Publisher.WAITING
+        if self._in_at_s is None:  # who left before a picture has nothing to come back to
+            return Publisher.WAITING if self.connected else Publisher.GONE
         if self.paused:
             return Publisher.SILENT
         return Publisher.SILENT if silent_s > self._settings.silent_after_s else Publisher.SENDING

@@ -211,3 +211,14 @@ async def test_a_seat_is_free_again_when_its_block_fails() -> None:
             assert seats.of("a") == 1
             raise ZeroDivisionError
     assert seats.of("a") == 0
+
+
+async def test_a_publisher_that_leaves_before_its_first_picture_is_not_waited_for() -> None:
+    async with staged() as stage:
+        stage.open()
+        await asyncio.sleep(1)
+        assert stage.session.publisher() is Publisher.WAITING
+        stage.session.leave()
+        assert stage.session.publisher() is Publisher.GONE
+        stage.session.rejoin()
+        assert stage.session.publisher() is Publisher.WAITING
