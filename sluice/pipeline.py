@@ -27,6 +27,15 @@ Sound goes round a pipeline and meets its picture again behind it. One that says
         def process_audio(self, frame: AudioFrame, params: Mapping[str, Any]) -> AudioFrame:
             return frame.with_samples(frame.samples * np.float32(0.25))
 
+What else it finds out it says, and every client that listens is told with the time of the frame:
+
+    class Faces(Pipeline):
+        name, version, description = "faces", "1.0", "Says where faces are."
+
+        def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+            self.say({"faces": [[float(side) for side in box] for box in find(frame.rgb)]})
+            return frame
+
 A mistake in the class body is a `TypeError` where the class is defined; not at the first stream.
 """
 
@@ -35,7 +44,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -226,6 +235,8 @@ class Pipeline:
     slots_per_engine: ClassVar[int] = 1  # how many streams one engine can serve at once
     processes_audio: ClassVar[bool] = False  # with it, a stream's sound is what `process_audio` returns
 
+    hear: Callable[[Mapping[str, Any]], None] | None = None  # the engine's, while it serves a stream
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for attribute, pattern in (
@@ -267,6 +278,16 @@ class Pipeline:
         picture. What is returned is held until its picture is shown: sound may be quick, but not early.
         """
         raise NotImplementedError
+
+    def say(self, data: Mapping[str, Any]) -> None:
+        """Tell the stream's clients something: a JSON object of at most 16 KB, at most 50 times a second.
+
+        Call it from `process` or `process_audio`; it does not wait. Clients get `{"pts": ..., "data": ...}`,
+        with the time of that frame, before its picture. What is larger, more often or not JSON (a number of
+        numpy is not) is dropped, counted, and told once in the log; outside of a stream nobody hears it.
+        """
+        if self.hear is not None:
+            self.hear(data)
 
     def close(self) -> None:
         """Let go of what `load` took. Called once, after the last frame, whether or not `load` succeeded."""

@@ -14,6 +14,7 @@ from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Muxer
 from services.common.trickle.protocol import ChannelClosedError
 from services.common.trickle.publisher import Publisher
 from services.inference.intake import SOUNDS, Intake
+from services.inference.outage import Outage
 from services.inference.packets import Media, Sound
 from services.inference.supervisor import SessionFailedError
 
@@ -49,11 +50,9 @@ class Outlet:
         self._packets = packets
         self._sound = sound
         self._ask_keyframe = ask_keyframe
-        self._lost_after_s = lost_after_s
         self._muxer = Muxer()
         self._waiting: deque[Sound] = deque(maxlen=SOUNDS)  # for a segment; its picture may come after it
-        self._now = asyncio.get_running_loop().time
-        self._failing_since_s: float | None = None
+        self._outage = Outage(lost_after_s, asyncio.get_running_loop().time)
 
     async def run(self) -> None:
         """Raises SessionFailedError when the bridge is lost."""
@@ -64,10 +63,9 @@ class Outlet:
             except ChannelClosedError as error:
                 raise SessionFailedError(BRIDGE_LOST, "the output channel is closed") from error
             except SluiceError as error:
-                now_s = self._now()
-                self._failing_since_s = self._failing_since_s or now_s
+                self._outage.failed()
                 log.warning("an output segment broke", error=error.message)
-                if now_s - self._failing_since_s >= self._lost_after_s:
+                if self._outage.lost:
                     raise SessionFailedError(BRIDGE_LOST, f"output: {error.message}") from error
                 picture = await self._next_keyframe()
         try:
@@ -86,7 +84,7 @@ class Outlet:
                 if isinstance(packet, Media) and cuts(first.pts, packet):
                     return packet
                 await segment.write(self._muxed(packet))
-                self._failing_since_s = None
+                self._outage.worked()
         return None
 
     def _muxed(self, packet: Media | Sound) -> bytes:

@@ -75,7 +75,7 @@ def assignment(request: runner_pb2.AttachRequest) -> Assignment:
     for field in ("session", "pipeline"):
         if not getattr(request, field):
             raise InvalidError(f"{field} is empty", field=field)
-    for field in ("in", "out", "control", "events"):
+    for field in ("in", "out", "control", "events", "data"):
         if not getattr(request.channels, field).startswith(("http://", "https://")):
             raise InvalidError(f"channels.{field} is no HTTP URL", field=f"channels.{field}")
     if request.delivery not in {runner_pb2.DELIVERY_LIVE, runner_pb2.DELIVERY_COMPLETE}:
@@ -86,7 +86,9 @@ def assignment(request: runner_pb2.AttachRequest) -> Assignment:
         session_epoch=request.session_epoch,
         slot=request.slot,
         slot_epoch=request.slot_epoch,
-        channels=Channels(getattr(channels, "in"), channels.out, channels.control, channels.events),
+        channels=Channels(
+            getattr(channels, "in"), channels.out, channels.control, channels.events, channels.data
+        ),
         pipeline=request.pipeline,
         fold=Fold.starting(
             request.revision,

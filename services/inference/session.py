@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import json
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
@@ -27,14 +26,18 @@ from services.common.lifecycle import background
 from services.common.machine_clock import clock_name
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer, unwrap
 from services.common.trickle.connection import trickle_session
-from services.common.trickle.protocol import NEXT, RANDOM_ACCESS
+from services.common.trickle.protocol import RANDOM_ACCESS
 from services.common.trickle.publisher import Publisher
 from services.common.trickle.subscriber import ReceivedSegment, Subscriber
 from services.inference.announcer import Announcer
+from services.inference.control import Control
 from services.inference.intake import Intake
+from services.inference.outage import Outage
 from services.inference.outlet import BRIDGE_LOST, Outlet
 from services.inference.packets import SOUND_CODECS, Media, Packet, Sound
 from services.inference.params import Fold, Patch
+from services.inference.remarks import RemarkWriter
+from services.inference.settings import InferenceSettings
 from services.inference.supervisor import Line, SessionFailedError, Supervisor
 
 log = structlog.get_logger()
@@ -46,12 +49,10 @@ INFER_SECONDS: Final = Histogram(
     ["pipeline"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
-CONTROL_IGNORED: Final = Counter("sluice_control_ignored_total", "Control messages that mean nothing here.")
 
 GARBAGE_AFTER_S: Final = 5.0  # bytes without a single access unit in them
+PAUSE_S: Final = 1.0  # bytes that come later than this after those before count as so late
 EVENTS_WITHIN_S: Final = 1.0  # after the end, for the last words
-RETRY_S: Final = 0.5
-CONTROL_BYTES: Final = 64 * 1024
 UNDER_WAY: Final = 1024  # pictures whose times are kept until they are encoded; of more, the oldest are not
 CLOCK: Final = clock_name()
 
@@ -92,6 +93,7 @@ class Channels:
     out: str
     control: str
     events: str
+    data: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,24 +114,27 @@ class Assignment:
 class Session:
     """`report` ends in a terminal state, set when the engine has let go of the session."""
 
-    def __init__(self, assignment: Assignment, supervisor: Supervisor, bridge_lost_after_s: float) -> None:
+    def __init__(self, assignment: Assignment, supervisor: Supervisor, settings: InferenceSettings) -> None:
         self.assignment = assignment
         self.report = Latest(Report())
         self.fold = assignment.fold
         self.stopped = (State.FAILED, "runner_stopped")  # what a cancellation means
         self._supervisor = supervisor
-        self._bridge_lost_after_s = bridge_lost_after_s
+        self._bridge_lost_after_s = settings.bridge_lost_after_s
         self._line: Line | None = None
         self._input = Intake()
         self._output = Intake()
         self._events = Announcer(assignment.channels.events)
+        self._remarks = RemarkWriter(assignment.channels.data)
+        self._control = Control(assignment.channels.control, settings)
         self._demuxer = Demuxer()
         self._dts: int | None = None  # of the last picture, unwrapped
         self._processes_sound = False  # what the bridge keeps from us otherwise
-        self._garbage_since_s: float | None = None
+        self._garbage_s = 0.0
         self._dropped: dict[str, int] = {}  # what the counters have seen
         self._received_s: OrderedDict[int, float] = OrderedDict()  # by PTS, of pictures not yet encoded
         self._now = asyncio.get_running_loop().time
+        self._read_at_s = self._now()
         self._failed: asyncio.Future[SessionFailedError] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -183,7 +188,7 @@ class Session:
         state, reason, message = State.FINISHED, "", ""
         async with trickle_session() as http:
             http.headers.update(self.assignment.headers)
-            async with background(events=self._events.run(http)):
+            async with background(events=self._events.run(http), remarks=self._remarks.run(http)):
                 try:
                     await self._stream(http)
                 except* SessionFailedError as failures:
@@ -193,7 +198,9 @@ class Session:
                     self._events.tell(type="finished")
                 else:
                     self._events.tell(type="error", reason=reason, message=message)
-                await self._events.delivered(EVENTS_WITHIN_S)
+                await asyncio.gather(
+                    self._events.delivered(EVENTS_WITHIN_S), self._remarks.delivered(EVENTS_WITHIN_S)
+                )
         return state, reason, message
 
     async def _stream(self, http: ClientSession) -> None:
@@ -207,7 +214,9 @@ class Session:
         await self._open(line)
         async with (
             background(
-                engine=_raises(line.failure), pipeline=_raises(self._failed), control=self._obey(http, line)
+                engine=_raises(line.failure),
+                pipeline=_raises(self._failed),
+                control=self._control.run(http, line),
             ),
             asyncio.TaskGroup() as group,
         ):
@@ -239,6 +248,8 @@ class Session:
                 self._output.put_newest(packet)
             else:
                 self._output.put(packet)  # bounded by what `_feed` lets in
+        elif packet.type == "said":
+            self._remarks.put(packet.fields["pts"], packet.fields["text"])
         elif packet.type == "stats":
             self._count(packet.fields)
         elif packet.type == "applied":
@@ -277,6 +288,7 @@ class Session:
         ):
             FRAME_DROPS.labels(stage).inc(total - self._dropped.get(stage, 0))
             self._dropped[stage] = total
+        self._remarks.refused(stats["unsaid"])
         self.report.set(now)
         self._events.status(
             type="status",
@@ -306,19 +318,18 @@ class Session:
 
     async def _read(self, http: ClientSession) -> None:
         """Take the input in until its channel is closed."""
-        failing_since_s: float | None = None
+        outage = Outage(self._bridge_lost_after_s, self._now)
         start = RANDOM_ACCESS if self.assignment.live else 0
         async with Subscriber(http, self.assignment.channels.in_, start=start) as subscriber:
             while True:
                 try:
                     async for segment in subscriber:
-                        failing_since_s = None
+                        outage.worked()
                         await self._take_in(segment)
                     break
                 except SluiceError as error:
-                    now_s = self._now()
-                    failing_since_s = failing_since_s or now_s
-                    if not error.retryable or now_s - failing_since_s >= self._bridge_lost_after_s:
+                    outage.failed()
+                    if not error.retryable or outage.lost:
                         raise SessionFailedError(BRIDGE_LOST, f"input: {error.message}") from error
         self._input.finish()
 
@@ -330,10 +341,9 @@ class Session:
                 self._input.skip_to_keyframe()
         async for data in segment:
             units = self._demuxer.feed(data)
-            now_s = self._now()
-            if units or self._garbage_since_s is None:
-                self._garbage_since_s = None if units else now_s
-            elif now_s - self._garbage_since_s >= GARBAGE_AFTER_S:
+            was_s, self._read_at_s = self._read_at_s, self._now()
+            self._garbage_s = 0.0 if units else self._garbage_s + min(self._read_at_s - was_s, PAUSE_S)
+            if self._garbage_s >= GARBAGE_AFTER_S:
                 raise SessionFailedError("input_undecodable", "the input is no MPEG-TS with H.264")
             await self._put_in(units)
         await self._put_in(self._demuxer.end_segment())
@@ -386,38 +396,6 @@ class Session:
                 lost_after_s=self._bridge_lost_after_s,
             )
             await outlet.run()
-
-    async def _obey(self, http: ClientSession, line: Line) -> None:
-        """Do what the bridge asks for on `control`: a loop for `background`."""
-        async with Subscriber(http, self.assignment.channels.control, start=NEXT) as subscriber:
-            while True:
-                try:
-                    async for segment in subscriber:
-                        await self._obey_one(segment, line)
-                    break
-                except SluiceError as error:
-                    log.warning("control cannot be read", error=error.message)
-                    await asyncio.sleep(RETRY_S)
-        await asyncio.Event().wait()  # its end is not the session's
-
-    async def _obey_one(self, segment: ReceivedSegment, line: Line) -> None:
-        text = b""
-        async for data in segment:
-            text += data
-            if len(text) > CONTROL_BYTES:
-                break
-        if _kind(text) == "keyframe":
-            await line.say("keyframe")
-        else:
-            CONTROL_IGNORED.inc()
-
-
-def _kind(text: bytes) -> object:
-    try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return message.get("type") if isinstance(message, dict) else None
 
 
 def _first(failures: BaseExceptionGroup[SessionFailedError]) -> SessionFailedError:

@@ -57,6 +57,24 @@ class InferenceSettings(ServiceSettings):
         description="An engine that holds a slot longer is killed, for Detach promises a free one.",
     )
 
+    min_video_kbps: int = Field(
+        100,
+        ge=50,
+        description="The output is never encoded with less, whatever the bridge asks for; below, nobody can"
+        " tell what 512x512 shows.",
+    )
+    max_video_kbps: int = Field(
+        8000,
+        ge=100,
+        description="Nor with more: what a tenth of a bit per pixel is for 1080p at 30 fps, and some.",
+    )
+
+    @model_validator(mode="after")
+    def _check_bit_rates(self) -> InferenceSettings:
+        if self.min_video_kbps > self.max_video_kbps:
+            raise ValueError("min_video_kbps is above max_video_kbps")
+        return self
+
     @model_validator(mode="after")
     def _check_address(self) -> InferenceSettings:
         for listen in filter(None, (self.listen, self.address)):

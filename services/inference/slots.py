@@ -76,7 +76,7 @@ class Slots:
             validate(params, offer.params_schema)
         self._require_room(of, offer)
         self._epochs[of.slot] = of.slot_epoch
-        session = Session(of, self._supervisor, self._settings.bridge_lost_after_s)
+        session = Session(of, self._supervisor, self._settings)
         self._sessions[of.slot] = session
         self._tasks[of.slot] = self._bulkhead.start(_key(of), self._run(session))
 

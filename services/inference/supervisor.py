@@ -200,6 +200,8 @@ class Supervisor:
                 sys.executable,
                 *("-m", "services.inference.engine", "--fd", str(theirs.fileno())),
                 *("--pipelines", self._settings.pipelines, "--slots", str(self._settings.slots)),
+                *("--min-video-kbps", str(self._settings.min_video_kbps)),
+                *("--max-video-kbps", str(self._settings.max_video_kbps)),
                 *("--log-format", self._settings.log_format, "--log-level", self._settings.log_level),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

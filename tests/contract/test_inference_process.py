@@ -108,7 +108,7 @@ async def test_a_session_of_a_terminated_runner_ends_with_a_reason(nats: NatsSer
         )
         request.delivery = runner_pb2.DELIVERY_LIVE
         # Nothing answers there: the session waits for its bridge.
-        for kind in ("in", "out", "control", "events"):
+        for kind in ("in", "out", "control", "events", "data"):
             setattr(request.channels, kind, f"http://127.0.0.1:9/{kind}")
         await call(stub.Attach, request, runner_pb2.AttachResponse, timeout_s=2)
         reports: list[runner_pb2.SlotReport] = []

@@ -139,6 +139,7 @@ def engine(pipelines: str, *, slots: int = 1, timeout_s: float = 15.0) -> Iterat
                 [
                     *(sys.executable, "-m", "services.inference.engine", "--fd", str(theirs.fileno())),
                     *("--pipelines", pipelines, "--slots", str(slots)),
+                    *("--min-video-kbps", "100", "--max-video-kbps", "8000"),
                     *("--log-format", "console", "--log-level", "warning"),
                 ],
                 pass_fds=[theirs.fileno()],

@@ -123,3 +123,31 @@ class Curt(Pipeline):
         if params["nothing"]:
             return None  # type: ignore[return-value]
         return frame.with_samples(frame.samples[:, 1:])
+
+
+class Talker(Pipeline):
+    """Says what its parameters tell, at each picture."""
+
+    name, version, description = "talker", "1.0", "Says something of each picture."
+    params: ClassVar = {
+        "times": Param(default=1, help="How often, a picture.", minimum=0, maximum=1000),
+        "padding": Param(default=0, help="Characters more.", minimum=0, maximum=100_000),
+        "mistake": Param(default="", help="Which an author makes.", choices=("", "list", "numpy", "nan")),
+        "model": Param(default=0, help="Which to load.", minimum=0, maximum=9, apply=Apply.RELOAD),
+    }
+    mistakes: ClassVar[Mapping[str, Any]] = {
+        "list": [1],
+        "numpy": {"score": np.float32(1)},
+        "nan": {"score": float("nan")},
+    }
+
+    def __init__(self) -> None:
+        self._pictures = 0
+
+    def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+        self._pictures += 1
+        if params["mistake"]:
+            self.say(self.mistakes[params["mistake"]])
+        for number in range(params["times"]):
+            self.say({"picture": self._pictures, "number": number, "padding": "x" * params["padding"]})
+        return frame

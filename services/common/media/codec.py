@@ -118,20 +118,22 @@ class VideoEncoder:
 
     Key frames come where they are asked for and nowhere else, save the first picture. The bit rate is an
     average with a buffer of a second. libx264 counts it in frames, for counting it in time would cost a frame
-    of delay; so at half of `fps` half of it is used.
+    of delay; so at half of `fps` half of it is used, until `aim` tells the pace.
     """
 
-    def __init__(self, width: int, height: int, bit_rate: int, *, fps: int = 30) -> None:
+    def __init__(self, width: int, height: int, bit_rate: int, *, fps: float = 30) -> None:
         if width <= 0 or height <= 0 or width % 2 or height % 2:
             raise InvalidError(
                 "a picture's sides must be even", reason="ODD_SIZE", width=width, height=height
             )
         self._size = (height, width)
+        self._opened_at = bit_rate
+        self._fps = fps
         self._matrix = Colorspace.ITU709 if height >= HD_LINES else Colorspace.ITU601
         self._reformatter = VideoReformatter()
         context = av.CodecContext.create("libx264", "w")
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
-        context.time_base, context.framerate = TICK, Fraction(fps)
+        context.time_base, context.framerate = TICK, Fraction(fps).limit_denominator(1000)
         context.bit_rate = bit_rate
         context.thread_count = 1
         context.max_b_frames = 0
@@ -153,6 +155,17 @@ class VideoEncoder:
             "bufsize": str(bit_rate),
         }
         self._context = context
+
+    def aim(self, bit_rate: int, *, fps: float) -> float:
+        """Go on at another bit rate, or at as many pictures a second; no key frame, nothing begins anew.
+
+        Returns how far that is from what the encoder was opened with, as a factor. Above 1 it stays there:
+        libx264 lowers the bit rate of a running encoder and gives it back, no more. Well below 1 its buffer
+        is longer than a second. A new encoder, which begins with a key frame, has neither fault.
+        """
+        wanted = bit_rate * self._fps / fps
+        self._context.bit_rate = round(min(wanted, self._opened_at))
+        return wanted / self._opened_at
 
     def encode(self, rgb: Rgb, pts: int, *, keyframe: bool) -> list[AccessUnit]:
         """One picture in, its unit out; an IDR with parameter sets if it is to be a `keyframe`."""

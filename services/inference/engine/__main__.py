@@ -21,6 +21,7 @@ import structlog
 
 from services.common.errors import InvalidError
 from services.common.telemetry import configure_logs
+from services.inference.engine.pictures import BitRates
 from services.inference.engine.pipelines import builtin
 from services.inference.engine.stream import Stream
 from services.inference.engine.worker import Worker
@@ -38,10 +39,13 @@ SWITCH_INTERVAL_S: Final = 0.001  # Python's 5 ms between threads would be seen 
 class Engine:
     """The streams of this process, by slot, and the workers that wait for one, by pipeline."""
 
-    def __init__(self, pipe: BlockingPipe, offered: list[type[Pipeline]], slots: int) -> None:
+    def __init__(
+        self, pipe: BlockingPipe, offered: list[type[Pipeline]], slots: int, bit_rates: BitRates
+    ) -> None:
         self._pipe = pipe
         self._offered = {pipeline.name: pipeline for pipeline in offered}
         self._slots = slots
+        self._bit_rates = bit_rates
         self._streams: dict[int, Stream] = {}
         self._free: dict[str, list[Worker]] = {}
         self._lock = threading.Lock()  # of both: what closes a stream has a thread of its own
@@ -90,6 +94,8 @@ class Engine:
                 stream.update(Patch(**packet.fields))
             case "keyframe":
                 stream.request_keyframe()
+            case "bitrate":
+                stream.request_bit_rate(packet.fields["bits_per_second"])
             case "end_of_input":
                 stream.finish()
             case "close":
@@ -99,7 +105,8 @@ class Engine:
         pipeline = self._offered[packet.fields["pipeline"]]
         scheduled = [Patch(**patch) for patch in packet.fields["scheduled"]]
         fold = Fold.starting(packet.fields["revision"], packet.fields["params"], scheduled)
-        stream = Stream(packet.slot, pipeline, fold, live=packet.fields["live"], send=self.send)
+        live = packet.fields["live"]
+        stream = Stream(packet.slot, pipeline, fold, live=live, bit_rates=self._bit_rates, send=self.send)
         with self._lock:
             self._streams[packet.slot] = stream
             free = self._free[pipeline.name]
@@ -159,6 +166,8 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True, help="the socket to the supervisor")
     parser.add_argument("--pipelines", required=True, help="names or module:Class, comma-separated")
     parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--min-video-kbps", type=int, required=True)
+    parser.add_argument("--max-video-kbps", type=int, required=True)
     parser.add_argument("--log-format", required=True)
     parser.add_argument("--log-level", required=True)
     arguments = parser.parse_args()
@@ -172,7 +181,8 @@ def main() -> None:
     except (ImportError, InvalidError) as error:
         sys.exit(f"cannot offer {arguments.pipelines}: {error}")
     pipe = BlockingPipe(socket.socket(fileno=arguments.fd))
-    Engine(pipe, offered, arguments.slots).serve()
+    bit_rates = BitRates(arguments.min_video_kbps * 1000, arguments.max_video_kbps * 1000)
+    Engine(pipe, offered, arguments.slots, bit_rates).serve()
     os._exit(0)  # the pipe ended; threads that are in the middle of a picture are not worth waiting for
 
 

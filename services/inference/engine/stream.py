@@ -18,11 +18,12 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from services.common.media.codec import DecodedFrame, VideoDecoder, VideoEncoder, bit_rate_for
-from services.common.media.mpegts import CLOCK_HZ
+from services.common.media.codec import DecodedFrame, VideoDecoder
 from services.common.media.sound import DecodedSound
 from services.inference.engine.inbox import Inbox
 from services.inference.engine.mailbox import Waiting
+from services.inference.engine.pictures import BitRates, PictureEncoder
+from services.inference.engine.remarks import Remarks
 from services.inference.engine.sound import SoundTrack
 from services.inference.packets import Media, Message, Packet, Sound
 from services.inference.params import Fold, Patch
@@ -31,10 +32,10 @@ from sluice.pipeline import Apply, AudioFrame, Pipeline, VideoFrame, defaults
 log = structlog.get_logger()
 
 QUEUE: Final = 4  # pictures before the encoder in complete delivery
-NOMINAL_FPS: Final = 30
-KEYFRAME_EVERY: Final = 2 * CLOCK_HZ  # a viewer that joins, or a cut to this runner, waits no longer
 UNDECODABLE_AFTER_S: Final = 5.0
 NO_KEYFRAME_AFTER_S: Final = 15.0  # encoders' default is a key frame every 250 frames: 10.4 s at 24 fps
+PAUSE_S: Final = 1.0  # a packet that comes later than this after the one before counts as so late
+SIDES: Final = range(2, 16_385)  # pixels that H.264 can have
 SMOOTHING: Final = 0.1
 STAMPS: Final = 500  # pictures between two reports, a second apart; of more the oldest go unmeasured
 ORDER: Final = (Apply.LIVE, Apply.WARM, Apply.RELOAD)
@@ -62,7 +63,14 @@ class Stream:
     """One session. The reader of the pipe makes it and calls `take`, `update`, `finish` and the like."""
 
     def __init__(
-        self, slot: int, pipeline: type[Pipeline], fold: Fold, *, live: bool, send: Callable[[Packet], None]
+        self,
+        slot: int,
+        pipeline: type[Pipeline],
+        fold: Fold,
+        *,
+        live: bool,
+        bit_rates: BitRates,
+        send: Callable[[Packet], None],
     ) -> None:
         self.slot = slot
         self.pipeline = pipeline
@@ -72,9 +80,10 @@ class Stream:
         self._packets: Waiting[Media] = Waiting(1 << 16)  # the supervisor's window bounds it
         self._inbox: Inbox[_Picture, DecodedSound] = Inbox(live=live, sound=pipeline.processes_audio)
         self._results: Waiting[_Result] = Waiting(1 if live else QUEUE)
-        self._keyframe_asked = threading.Event()
         self._ended = threading.Lock()  # taken by what ends the stream first
         self._decoder = VideoDecoder()
+        self._encoder = PictureEncoder(bit_rates)
+        self._remarks = Remarks(slot, send)
         self.inferred = 0
         self._decoded = self._encoded = 0
         self._stamps: deque[tuple[int, float, float, float, float]] = deque(maxlen=STAMPS)
@@ -105,7 +114,10 @@ class Stream:
             self._fold = self._fold.add(patch)
 
     def request_keyframe(self) -> None:
-        self._keyframe_asked.set()
+        self._encoder.ask_keyframe()
+
+    def request_bit_rate(self, bits_per_second: int | None) -> None:
+        self._encoder.ask_bit_rate(bits_per_second)
 
     def finish(self) -> None:
         """No more input: what is inside comes out, then `finished`."""
@@ -140,6 +152,7 @@ class Stream:
             undecodable=self._decoder.errors + (self._sound.errors if self._sound is not None else 0),
             queued=len(self._packets) + len(self._inbox) + len(self._results),
             infer_ms=round(self._infer_ms, 3),
+            unsaid=dict(self._remarks.refused),
             stamps=[(pts, *(round(moment_s, 6) for moment_s in moments)) for pts, *moments in stamps],
         )
 
@@ -154,10 +167,12 @@ class Stream:
     def infer(self, instance: Pipeline, renew: Callable[[], Pipeline]) -> None:
         """Put every picture through `instance`, or through what `renew` gives when a parameter needs that."""
         complete = defaults(self.pipeline)
+        instance.hear = self._remarks.take
         revision, params = self._fold.revision, {**complete, **self._fold.params}
         applied = [(revision, Apply.LIVE)]
         while (following := self._inbox.get()) is not None:
             pts, picture = following
+            self._remarks.pts = pts
             if isinstance(picture, DecodedSound):
                 assert self._sound is not None
                 self._sound.put(picture, instance.process_audio(AudioFrame(picture.samples, pts), params))
@@ -171,11 +186,14 @@ class Stream:
                 applies = self._applies(was, params)
                 if applies is Apply.RELOAD:
                     instance = renew()
+                    instance.hear = self._remarks.take
                 applied += [(revision, applies) for revision in fresh]
             made = instance.process(VideoFrame(picture.frame.rgb(), pts), params)
             if not isinstance(made, VideoFrame):
                 raise TypeError(f"process returned {type(made).__name__}, not a VideoFrame")
             height, width = (side - side % 2 for side in made.rgb.shape[:2])  # as H.264 4:2:0 wants them
+            if not (height in SIDES and width in SIDES):
+                raise TypeError(f"process returned a picture of {width}x{height} pixels")
             inferred_s = time.monotonic()
             self._measure(inferred_s - started_s)
             times_s = picture.decoded_s, started_s, inferred_s
@@ -200,21 +218,20 @@ class Stream:
     # --- the stream's own threads
 
     def _decode(self) -> None:
-        fruitless_since_s: float | None = None
-        keyframe_seen = False
+        fruitless_s, keyframe_seen = 0.0, False
+        decoded_s = time.monotonic()
         while (media := self._packets.get()) is not None:
             frames = self._decoder.decode(media.data, media.pts)
             self._say_taken()
             self._put(frames)
+            was_s, decoded_s = decoded_s, time.monotonic()
             if frames:
-                fruitless_since_s = None
+                fruitless_s, keyframe_seen = 0.0, False
                 continue
-            now_s = time.monotonic()
-            if fruitless_since_s is None:
-                fruitless_since_s, keyframe_seen = now_s, False
+            fruitless_s += min(decoded_s - was_s, PAUSE_S)
             keyframe_seen |= media.keyframe
             limit_s = UNDECODABLE_AFTER_S if keyframe_seen else NO_KEYFRAME_AFTER_S
-            if now_s - fruitless_since_s >= limit_s:
+            if fruitless_s >= limit_s:
                 self.fail("input_undecodable", f"no picture in {limit_s:.0f} s of video")
                 return
         self._put(self._decoder.flush())
@@ -226,18 +243,8 @@ class Stream:
             self._inbox.put_picture(frame.pts, _Picture(frame, time.monotonic()))
 
     def _encode(self) -> None:
-        encoder: VideoEncoder | None = None
-        size = (0, 0)
-        keyframe_pts = 0
         while (result := self._results.get()) is not None:
-            height, width = result.rgb.shape[:2]
-            keyframe = result.pts - keyframe_pts >= KEYFRAME_EVERY or self._keyframe_asked.is_set()
-            if encoder is None or size != (height, width):
-                encoder, size, keyframe = _encoder(width, height), (height, width), True
-            if keyframe:
-                self._keyframe_asked.clear()
-                keyframe_pts = result.pts
-            for unit in encoder.encode(result.rgb, result.pts, keyframe=keyframe):
+            for unit in self._encoder.encode(result.rgb, result.pts):
                 self._encoded += 1
                 self._stamps.append((unit.pts, *result.times_s, time.monotonic()))
                 self._send(Media(self.slot, unit.pts, unit.dts, unit.keyframe, unit.data))
@@ -261,7 +268,3 @@ class Stream:
 
     def _say(self, kind: str, **fields: object) -> None:
         self._send(Message(kind, self.slot, fields))
-
-
-def _encoder(width: int, height: int) -> VideoEncoder:
-    return VideoEncoder(width, height, bit_rate_for(width, height, NOMINAL_FPS), fps=NOMINAL_FPS)

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from services.inference.engine.pipelines import builtin
-from services.inference.engine.pipelines.effects import Effects, Fade, blend_of
+from services.inference.engine.pipelines.effects import Effects, Fade, between, blend_of
 from services.inference.engine.pipelines.looks import LOOKS, Picture, Sheet, sketch
 from sluice.pipeline import TICKS_PER_SECOND, VideoFrame, defaults, schema
 
@@ -375,3 +375,118 @@ def test_close_lets_go_of_the_buffers_and_load_uses_one_thread() -> None:
         assert pipeline._sheet is None
     finally:
         cv2.setNumThreads(threads)
+
+
+# --- as Scope's clients steer
+
+
+def looks_of(stream: Playback, *, frames: int, **changes: Any) -> list[Mapping[str, float]]:
+    """What the next pictures are painted with."""
+    blends = []
+    for _ in range(frames):
+        stream.frame(**changes)
+        assert stream.pipeline._fade is not None
+        blends.append(stream.pipeline._fade.at(stream.pts, stream.pipeline._step))
+    return blends
+
+
+def test_a_transition_of_frames_takes_exactly_so_many_in_equal_steps() -> None:
+    stream = Playback()
+    stream.frame(prompt="sketch", transition_frames=4)
+    passed = looks_of(stream, frames=6, prompt="neon", transition_frames=4)
+    assert [blend.get("neon", 0.0) for blend in passed] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert [blend.get("sketch", 0.0) for blend in passed] == pytest.approx([0.75, 0.5, 0.25, 0, 0, 0])
+
+
+def test_the_last_frame_of_a_transition_is_the_new_look_itself() -> None:
+    stream = Playback()
+    stream.frame(prompt="sketch")
+    *_, before, last = [stream.frame(prompt="neon", transition_frames=3) for _ in range(3)]
+    neon = rendered(stream.source, prompt="neon")
+    assert np.array_equal(last, neon)
+    assert difference(before, neon) > 5
+
+
+@pytest.mark.parametrize("frames", [0, 1])
+def test_a_transition_of_no_frames_is_a_cut(frames: int) -> None:
+    stream = Playback()
+    stream.frame(prompt="sketch")
+    cut = stream.frame(prompt="neon", transition_frames=frames, transition_s=5)
+    assert np.array_equal(cut, rendered(stream.source, prompt="neon"))
+
+
+def test_a_cut_ends_a_change_that_is_under_way() -> None:
+    stream = Playback()
+    stream.frame(prompt="sketch")
+    stream.frame(prompt="neon", transition_frames=100)
+    assert np.array_equal(
+        stream.frame(prompt="neon", transition_frames=0), rendered(stream.source, prompt="neon")
+    )
+
+
+def test_a_transition_that_is_turned_goes_on_from_the_last_picture() -> None:
+    stream = Playback()
+    stream.frame(prompt="sketch")
+    looks_of(stream, frames=5, prompt="neon", transition_frames=10)
+    (turned,) = looks_of(stream, frames=1, prompt="sketch", transition_frames=5)
+    assert turned["neon"] == pytest.approx(0.4)
+
+
+def test_a_transition_in_time_is_not_changed_by_the_default_of_frames() -> None:
+    stream = Playback()
+    stream.frame(prompt="sketch", transition_s=1)
+    stream.frame(prompt="neon", transition_s=1)
+    (halfway,) = looks_of(stream, frames=1, prompt="neon", transition_s=1, after_s=0.5)
+    assert halfway["neon"] == pytest.approx(0.5)
+
+
+def test_two_looks_share_by_weight_or_along_an_arc() -> None:
+    prompt = [{"text": "neon", "weight": 3}, {"text": "sketch", "weight": 1}]
+    assert blend_of(prompt) == pytest.approx({"neon": 0.75, "sketch": 0.25})
+    arc = blend_of(prompt, "slerp")
+    assert sum(arc.values()) == pytest.approx(1)
+    assert arc["sketch"] / arc["neon"] == pytest.approx(math.tan(math.radians(22.5)))
+    assert blend_of("neon sketch", "slerp") == pytest.approx({"neon": 0.5, "sketch": 0.5})
+
+
+@pytest.mark.parametrize("prompt", ["neon", "neon sketch:2 watercolor"])
+def test_slerp_is_for_two_looks_and_leaves_others_alone(prompt: str) -> None:
+    assert blend_of(prompt, "slerp") == blend_of(prompt)
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+@pytest.mark.parametrize("after", [{"neon": 1.0}, {"neon": 0.5, "sketch": 0.5}, {"sketch": 0.6, "neon": 0.4}])
+def test_a_way_from_blend_to_blend_begins_and_ends_at_them_and_always_adds_up(
+    method: str, after: Mapping[str, float]
+) -> None:
+    before = {"sketch": 0.6, "neon": 0.4}
+    assert between(before, after, 0.0, method) == pytest.approx(before)
+    assert between(before, after, 1.0, method) == pytest.approx(after)
+    shares = [between(before, after, share / 20, method) for share in range(21)]
+    assert all(sum(blend.values()) == pytest.approx(1) for blend in shares)
+    assert min(np.diff([blend["neon"] for blend in shares])) > -1e-9
+
+
+def test_a_transition_along_the_arc_is_another_than_a_straight_one() -> None:
+    def quarter(method: str) -> float:
+        stream = Playback()
+        stream.frame(prompt="sketch")
+        (blend,) = looks_of(
+            stream, frames=1, prompt="neon", transition_frames=4, temporal_interpolation_method=method
+        )
+        return blend["neon"]
+
+    assert quarter("linear") == pytest.approx(0.25)
+    assert quarter("slerp") == pytest.approx(0.2929, abs=1e-3)  # sin 22.5° of (sin 22.5° + cos 22.5°)
+
+
+def test_what_is_painted_is_said_when_it_changes_and_not_else() -> None:
+    stream, said = Playback(), list[Mapping[str, Any]]()
+    stream.pipeline.hear = said.append
+    for prompt in ("neon", "neon", "a neon dog", "neon:0.7 sketch:0.3", "neon:7, ink:3", "sketch"):
+        stream.frame(prompt=prompt)
+    assert said == [
+        {"looks": {"neon": 1.0}},
+        {"looks": {"sketch": 0.3, "neon": 0.7}},
+        {"looks": {"sketch": 1.0}},
+    ]

@@ -251,6 +251,7 @@ def test_the_engine_ignores_an_interrupt(child: EngineChild) -> None:
 
 def test_a_pipeline_that_is_not_there_ends_the_engine_with_a_sentence() -> None:
     command = [sys.executable, "-m", "services.inference.engine", "--fd", "0", "--slots", "1"]
+    command += ["--min-video-kbps", "100", "--max-video-kbps", "8000"]
     logs = ["--log-format", "console", "--log-level", "warning"]
     for name, said in (("nothing", "no built-in pipeline"), ("json:loads", "no class of a Pipeline")):
         ended = subprocess.run(

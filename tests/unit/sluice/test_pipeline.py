@@ -191,6 +191,24 @@ def test_a_pipeline_need_only_define_process() -> None:
     pipeline.close()
 
 
+def test_what_a_pipeline_says_is_heard_where_it_serves_a_stream_and_nowhere_else() -> None:
+    class Talkative(Pipeline):
+        name, version, description = "talkative", "1.0", "Says what it sees."
+
+        def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+            self.say({"pts": frame.pts})
+            return frame
+
+    one, other = Talkative(), Talkative()
+    heard: list[Mapping[str, Any]] = []
+    frame = VideoFrame(np.zeros((2, 2, 3), np.uint8), 7)
+    one.process(frame, {})
+    one.hear = heard.append
+    one.process(frame, {})
+    other.process(frame, {})
+    assert heard == [{"pts": 7}]
+
+
 @pytest.mark.parametrize(
     ("prompt", "texts"),
     [

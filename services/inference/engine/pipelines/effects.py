@@ -2,10 +2,27 @@
 
 These are picture filters and not a model: of a prompt only the words in `WORDS` count, and what `DEGREES` and
 numbers do to them. The looks are in `looks.py`.
+
+Whoever knows Scope's parameters says the same here in one patch, each time with all that the row names:
+
+    Scope                                       effects
+    prompts: [{text, weight}], no transition    prompt: the same list, transition_frames: 0
+    transition: {target_prompts, num_steps,     prompt: target_prompts, transition_frames: num_steps,
+        temporal_interpolation_method}              temporal_interpolation_method: the same
+    prompt_interpolation_method                 the same, for the mixture of a prompt that names two looks
+    noise_scale                                 strength
+    base_seed                                   seed
+    reset_cache                                 transition_frames: 0: a fade that is under way ends, and there
+                                                is nothing else that a picture inherits from those before it
+
+A step of Scope is a generation of several pictures; here it is one. `slerp` is spherical between shares of
+looks, for there are no embeddings: it differs from `linear` by some hundredths of a share. Scope's other
+parameters have no meaning here.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -42,6 +59,10 @@ DEGREES: Final[Mapping[str, float]] = {
 
 Blend = Mapping[str, float]
 
+LINEAR, SLERP = "linear", "slerp"
+SAME_ANGLE: Final = 1e-4  # radians; closer than this there is no arc to go along
+BY_TIME: Final = -1  # of `transition_frames`
+
 # "(soft neon:1.2)", or "neon:0.7", or a word, or the end of a clause.
 _TOKEN: Final = re.compile(
     r"\((?P<group>[^():]*):\s*(?P<group_weight>\d{1,4}(?:\.\d{0,6})?)\)"
@@ -52,11 +73,11 @@ _TOKEN: Final = re.compile(
 _UNSEEN: Final = 0.5 / 255
 
 
-def blend_of(prompt: Any) -> Blend:
+def blend_of(prompt: Any, method: str = LINEAR) -> Blend:
     """Return the share of each look that `prompt` names; the shares add up to 1.
 
     Of several mentions of a look the weightiest counts. A prompt that gives none any weight means
-    `DEFAULT_LOOK`.
+    `DEFAULT_LOOK`. With `SLERP` two looks share as far along the arc between them as the second weighs.
     """
     weights: dict[str, float] = {}
     for text, weight in weighted_texts(prompt):
@@ -65,7 +86,28 @@ def blend_of(prompt: Any) -> Blend:
     total = sum(weights.values())
     if total <= 0:
         return {DEFAULT_LOOK: 1.0}
-    return {look: weights[look] / total for look in LOOKS if weights.get(look, 0.0) > 0}
+    blend = {look: weights[look] / total for look in LOOKS if weights.get(look, 0.0) > 0}
+    if method == SLERP and len(blend) == 2:
+        one, other = blend
+        return between({one: 1.0}, {other: 1.0}, blend[other], SLERP)
+    return blend
+
+
+def between(before: Blend, after: Blend, share: float, method: str) -> Blend:
+    """Return the blend that is `share` of the way from one to the other; its shares add up to 1."""
+    parts = 1 - share, share
+    if method == SLERP:
+        lengths = math.hypot(*before.values()), math.hypot(*after.values())
+        cosine = sum(weight * after.get(look, 0.0) for look, weight in before.items()) / math.prod(lengths)
+        angle = math.acos(min(cosine, 1.0))
+        if angle > SAME_ANGLE:
+            parts = (
+                math.sin((1 - share) * angle) / lengths[0],
+                math.sin(share * angle) / lengths[1],
+            )
+    blend = {look: parts[0] * before.get(look, 0.0) + parts[1] * after.get(look, 0.0) for look in LOOKS}
+    total = sum(blend.values())
+    return {look: weight / total for look, weight in blend.items() if weight > 0}
 
 
 def _mentions(text: str) -> Iterable[tuple[str, float]]:
@@ -86,25 +128,32 @@ def _mentions(text: str) -> Iterable[tuple[str, float]]:
 
 @dataclass(frozen=True, slots=True)
 class Fade:
-    """A change from one blend to another over media time, which starts and ends gently."""
+    """A change from one blend to another: over media time, gently at both ends, or in equal steps.
+
+    `steps`: how many pictures it takes, of which the last is as `after` says; None is by time.
+    """
 
     before: Blend
     after: Blend
     start_pts: int
     ticks: float
+    steps: int | None = None
+    method: str = LINEAR
 
-    def at(self, pts: int) -> Blend:
-        """Return the blend at `pts`. A time before the start is of another clock; the fade is over there."""
+    def at(self, pts: int, step: int = 0) -> Blend:
+        """Return the blend of the picture at `pts`, which is the `step`th of the change, from 1 on.
+
+        A time before the start is of another clock; the fade is over there.
+        """
+        share = self._by_time(pts) if self.steps is None else step / max(self.steps, 1)
+        return self.after if share >= 1 else between(self.before, self.after, share, self.method)
+
+    def _by_time(self, pts: int) -> float:
         elapsed = pts - self.start_pts
         if elapsed < 0 or elapsed >= self.ticks:
-            return self.after
+            return 1.0
         passed = elapsed / self.ticks
-        share = passed * passed * (3 - 2 * passed)
-        blend = {
-            look: (1 - share) * self.before.get(look, 0.0) + share * self.after.get(look, 0.0)
-            for look in LOOKS
-        }
-        return {look: weight for look, weight in blend.items() if weight > 0}
+        return passed * passed * (3 - 2 * passed)
 
 
 class Effects(Pipeline):
@@ -141,20 +190,40 @@ class Effects(Pipeline):
             minimum=0,
             maximum=5,
         ),
+        "transition_frames": Param(
+            default=BY_TIME,
+            help=(
+                "The same in pictures, in equal steps: the last of them has the new looks. "
+                "0 is at once, and ends a change that is under way. -1: transition_s tells."
+            ),
+            minimum=BY_TIME,
+            maximum=600,
+        ),
+        "prompt_interpolation_method": Param(
+            default=LINEAR,
+            help="How two looks of a prompt share the picture: by their weights, or along an arc.",
+            choices=(LINEAR, SLERP),
+        ),
+        "temporal_interpolation_method": Param(
+            default=LINEAR,
+            help="How the shares go from one prompt's looks to the next's: straight, or along an arc.",
+            choices=(LINEAR, SLERP),
+        ),
     }
 
     def __init__(self) -> None:
         self._sheet: Sheet | None = None
-        self._prompt: Any = None
+        self._wanted: tuple[Any, str] | None = None  # the prompt, and how its looks share
         self._blend: Blend = {}
         self._fade: Fade | None = None
+        self._step = 0  # of the fade
 
     def load(self) -> None:
         # A frame is too little work to share out: beside other streams a second thread makes it slower.
         cv2.setNumThreads(1)
 
     def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
-        blend = self._blend_at(frame.pts, params["prompt"], float(params["transition_s"]))
+        blend = self._blend_at(frame.pts, params)
         strength = float(params["strength"])
         if strength < _UNSEEN:
             return frame
@@ -164,14 +233,30 @@ class Effects(Pipeline):
     def close(self) -> None:
         self._sheet = None
 
-    def _blend_at(self, pts: int, prompt: Any, transition_s: float) -> Blend:
-        if self._fade is None or prompt != self._prompt:
-            self._prompt, self._blend = prompt, blend_of(prompt)
-        if self._fade is None:
+    def _blend_at(self, pts: int, params: Mapping[str, Any]) -> Blend:
+        wanted = params["prompt"], params["prompt_interpolation_method"]
+        if wanted != self._wanted:
+            self._wanted, self._blend = wanted, blend_of(*wanted)
+        if self._fade is None or self._fade.after != self._blend:
+            self._fade, self._step = self._towards(self._blend, pts, params), 0
+            self.say({"looks": {look: round(share, 3) for look, share in self._blend.items()}})
+        elif params["transition_frames"] == 0:
             self._fade = Fade(self._blend, self._blend, pts, 0)
-        elif self._fade.after != self._blend:
-            self._fade = Fade(self._fade.at(pts), self._blend, pts, transition_s * TICKS_PER_SECOND)
-        return self._fade.at(pts)
+        self._step += 1
+        return self._fade.at(pts, self._step)
+
+    def _towards(self, blend: Blend, pts: int, params: Mapping[str, Any]) -> Fade:
+        if self._fade is None:
+            return Fade(blend, blend, pts, 0)  # nothing to come from
+        steps = int(params["transition_frames"])
+        return Fade(
+            self._fade.at(pts, self._step),
+            blend,
+            pts,
+            float(params["transition_s"]) * TICKS_PER_SECOND,
+            None if steps == BY_TIME else steps,
+            params["temporal_interpolation_method"],
+        )
 
     def _sheet_for(self, rgb: Picture, seed: int) -> Sheet:
         height, width = rgb.shape[:2]

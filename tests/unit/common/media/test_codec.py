@@ -237,3 +237,44 @@ def test_the_bit_rate_follows_the_pixels_within_bounds() -> None:
     assert bit_rate_for(1280, 720, 30) == 2_764_800
     assert bit_rate_for(64, 64, 10) == 300_000
     assert bit_rate_for(3840, 2160, 60) == 8_000_000
+
+
+# --- another bit rate while it runs
+
+
+def noise_bits(encoder: VideoEncoder, pictures: range) -> list[int]:
+    noise = np.random.default_rng(3)
+    sizes = []
+    for index in pictures:
+        pixels = noise.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        (unit,) = encoder.encode(pixels, 3000 * index, keyframe=index == 0)
+        assert unit.keyframe == (index == 0)
+        sizes.append(len(unit.data) * 8)
+    return sizes
+
+
+def test_a_running_encoder_takes_less_and_is_given_it_back_without_a_key_frame() -> None:
+    encoder = VideoEncoder(WIDTH, HEIGHT, 1_200_000)
+    before = noise_bits(encoder, range(60))
+    assert encoder.aim(800_000, fps=30) == pytest.approx(2 / 3)
+    lower = noise_bits(encoder, range(60, 120))
+    assert encoder.aim(1_200_000, fps=30) == pytest.approx(1)
+    again = noise_bits(encoder, range(120, 180))
+    assert sum(before[30:]) == pytest.approx(1_200_000, rel=0.15)
+    assert sum(lower[30:]) == pytest.approx(800_000, rel=0.15)
+    assert sum(again[30:]) == pytest.approx(1_200_000, rel=0.15)
+
+
+def test_a_running_encoder_cannot_take_more_and_says_how_much_is_wanted() -> None:
+    encoder = VideoEncoder(WIDTH, HEIGHT, 800_000)
+    noise_bits(encoder, range(60))
+    assert encoder.aim(2_400_000, fps=30) == pytest.approx(3)
+    assert sum(noise_bits(encoder, range(60, 90))) == pytest.approx(800_000, rel=0.15)
+
+
+def test_twice_the_pace_is_half_the_bits_for_each_picture() -> None:
+    encoder = VideoEncoder(WIDTH, HEIGHT, 1_200_000, fps=30)
+    noise_bits(encoder, range(60))
+    assert encoder.aim(1_200_000, fps=60) == pytest.approx(0.5)
+    sizes = noise_bits(encoder, range(60, 180))
+    assert sum(sizes[60:]) == pytest.approx(1_200_000, rel=0.2)

@@ -1,0 +1,106 @@
+"""What a session's pipeline says, written to the channel `data` of its bridge: JSON lines, with their times.
+
+The rule it keeps: nothing waits for it. A bridge that takes too little loses the oldest, counted; a pipeline
+that says nothing costs no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+from aiohttp import ClientSession
+from prometheus_client import Counter
+
+from services.common.errors import SluiceError
+from services.common.trickle.protocol import NEXT, ChannelClosedError
+from services.common.trickle.publisher import Publisher
+
+log = structlog.get_logger()
+
+DROPPED: Final = Counter(
+    "sluice_data_dropped_total", "What pipelines said and no client got, by the reason.", ["reason"]
+)
+CAPACITY: Final = 128  # two seconds of the most that an engine lets through
+SEGMENT_BYTES: Final = 256 * 1024  # a quarter of what the bridge allows
+BATCH_S: Final = 0.05  # a segment is a request, and the bridge's ring is 64 of them: three seconds
+RETRY_S: Final = 0.5
+
+
+class RemarkWriter:
+    """`run` writes what `put` leaves."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._waiting: deque[bytes] = deque()
+        self._refused: dict[str, int] = {}  # what the counter has seen
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    def put(self, pts: int, text: str) -> None:
+        """`text` is a JSON object, said of the frame at `pts`."""
+        if len(self._waiting) >= CAPACITY:
+            self._waiting.popleft()
+            DROPPED.labels("late").inc()
+        self._waiting.append(b'{"pts": %d, "data": %s}\n' % (pts, text.encode()))
+        self._emptied.clear()
+        self._filled.set()
+
+    def refused(self, totals: Mapping[str, int]) -> None:
+        """Count what the engine did not let through; `totals` are since its beginning, by reason."""
+        for reason, total in totals.items():
+            DROPPED.labels(reason).inc(total - self._refused.get(reason, 0))
+            self._refused[reason] = total
+
+    async def delivered(self, within_s: float) -> None:
+        """Wait until the bridge has all of it, or the time is over."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._emptied.wait()
+        except TimeoutError:
+            log.warning("what the pipeline said was lost", waiting=len(self._waiting))
+
+    async def run(self, session: ClientSession) -> None:
+        """A loop for `background`; a bridge that cannot be reached is tried again, a closed one is not."""
+        while True:
+            await self._filled.wait()
+            try:
+                publisher = Publisher(session, self._url, start=NEXT, content_type="application/jsonl")
+                async with publisher:
+                    while True:
+                        await self._publish(publisher)
+            except ChannelClosedError:
+                self._emptied.set()
+                await asyncio.Event().wait()
+            except SluiceError as error:
+                log.warning("what the pipeline says waits", error=error.message)
+                await asyncio.sleep(RETRY_S)
+
+    async def _publish(self, publisher: Publisher) -> None:
+        if not self._waiting:
+            await publisher.flush()
+        if not self._waiting:
+            self._filled.clear()
+            self._emptied.set()
+            await self._filled.wait()
+        lines = self._batch()
+        try:
+            async with publisher.segment() as segment:
+                await segment.write(b"".join(lines))
+        except SluiceError:
+            DROPPED.labels("unsent").inc(len(lines))
+            raise
+        await asyncio.sleep(BATCH_S)
+
+    def _batch(self) -> list[bytes]:
+        """The oldest that fit into a segment."""
+        lines = [self._waiting.popleft()]
+        size = len(lines[0])
+        while self._waiting and size + len(self._waiting[0]) <= SEGMENT_BYTES:
+            size += len(self._waiting[0])
+            lines.append(self._waiting.popleft())
+        return lines
