@@ -105,9 +105,9 @@ bench: $(VENV)/.dev ## one benchmark: make bench NAME=relay (or mpegts, latency,
 	@test -f 'tests/bench/$(NAME).py' || { echo "NAME is one of: $$(ls tests/bench | sed -n 's/\.py$$//p' | grep -v -e __init__ -e figures -e libav_runner | tr '\n' ' ')"; exit 2; }
 	python -m tests.bench.$(NAME)
 
-images: ## container images; needs a Docker engine
+images: playground ## container images; needs a Docker engine
 	for extra in ingest router session-manager billing inference; do
-	  docker build -f deploy/docker/Dockerfile --build-arg EXTRA=$$extra -t sluice/$$extra:0.1.0 .
+	  docker build -f deploy/docker/Dockerfile --target $$extra -t sluice-$$extra:0.1.0 .
 	done
 
 docs: $(VENV)/.dev ## write docs/settings.md and docs/metrics.md from the code

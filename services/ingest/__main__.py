@@ -26,6 +26,8 @@ from services.ingest.faces.context import assemble
 from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
+from services.ingest.transports.rtmp.pushes import Pushes
+from services.ingest.transports.rtmp.server import serve_rtmp
 from services.ingest.transports.trickle import BASE_PATH, PublicChannels
 
 CHANNELS_PER_SESSION: Final = 6
@@ -66,6 +68,7 @@ async def run(settings: IngestSettings) -> None:
             ),
             serve_trickle(trickle_app(registry), settings.trickle_listen, settings.shutdown_grace_s),
             flushed(box),
+            Pushes(settings) as pushes,
             Hub(registry, box, settings) as hub,
             serve_grpc(
                 lambda server: add_BridgeServicer_to_server(BridgeServicer(hub, trickle_url), server),
@@ -74,7 +77,12 @@ async def run(settings: IngestSettings) -> None:
             ),
         ):
             publishing = Publishing(
-                hub=hub, plane=plane, keys=keys, bridge_address=bridge_address, settings=settings
+                hub=hub,
+                plane=plane,
+                keys=keys,
+                bridge_address=bridge_address,
+                pushes=pushes,
+                settings=settings,
             )
             public = Registry(
                 max_channels=settings.max_sessions + settings.max_channels,
@@ -96,14 +104,21 @@ async def run(settings: IngestSettings) -> None:
                 hub=hub,
                 keys=keys,
                 publishing=publishing,
+                pushes=pushes,
                 channels=public_channels,
             )
             public_trickle = trickle_app(public, base_path=BASE_PATH, resolve=public_channels.resolve)
             async with (
                 lifecycle.background(sweep_public=public.sweep()),
                 public_channels,
+                core.hls,
+                core.conversations,
+                core.recordings,
+                core.peers,
+                core.offers,
                 serve_trickle(public_trickle, settings.public_trickle_listen, settings.shutdown_grace_s),
                 serve_http(public_app(core), settings.listen, settings.shutdown_grace_s),
+                serve_rtmp(publishing, settings),
             ):
                 health.ready()
                 await lifecycle.until_terminated()

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry.trace import SpanKind
 from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.common.errors import UnavailableError
 from services.common.telemetry import span
-from services.ingest.faces import account, channels, events, hls, streams, traces, ts
+from services.ingest.faces import (
+    account,
+    channels,
+    events,
+    hls,
+    playground,
+    scope,
+    streams,
+    traces,
+    ts,
+    whep,
+    whip,
+)
 from services.ingest.faces.context import Core, translate_errors
 from services.ingest.faces.elsewhere import Elsewhere
 from services.ingest.faces.reach import KeyInPath, open_to_pages
@@ -28,6 +39,7 @@ BODY_BYTES: Final = 1 << 20  # parameters are at most an eighth of it
 MEDIA: Final = "/ts/"
 HLS: Final = "/hls/"  # a player asks ten times a second: its spans would be all that is seen
 EVENTS: Final = "/events"
+OUTPUT: Final = "/session/output.ts"
 
 # FastAPI's own spans have the path in them, and in our paths there are stream keys.
 NO_TELEMETRY: Final[TelemetryConfig] = {
@@ -42,22 +54,12 @@ def public_app(core: Core) -> FastAPI:
     app = FastAPI(title="Sluice", version="1", docs_url="/docs", redoc_url=None, telemetry=NO_TELEMETRY)
     app.state.core = core
     translate_errors(app)
-    for face in (streams, events, account, channels, ts, hls):
+    for face in (streams, events, account, channels, ts, hls, whip, whep):
         app.include_router(face.router)
     app.include_router(streams.legacy)
+    app.include_router(scope.router)
     app.include_router(traces.router(core.settings.traces_url))
-
-    @app.get("/", include_in_schema=False)
-    async def index(request: Request) -> dict[str, str]:
-        base = core.base_url(request)
-        return {"service": "sluice", "api": f"{base}/docs", "streams": f"{base}/v1/streams"}
-
-    @app.post("/whip/{key}", include_in_schema=False)
-    async def whip(key: str) -> None:
-        core.keys.stream_of(key)
-        raise UnavailableError(
-            "WHIP is not served by this version; publish MPEG-TS to publish_url", reason="WHIP_NOT_SERVED"
-        )
+    app.include_router(playground.router())
 
     app.add_middleware(Bounded)
     app.add_middleware(Elsewhere, core=core)
@@ -69,7 +71,7 @@ def public_app(core: Core) -> FastAPI:
 
 def _endless(path: str) -> bool:
     """Whether a span would show nothing before its end; `session.open` is the trace of such calls."""
-    return path.startswith((MEDIA, HLS)) or path.endswith(EVENTS)
+    return path.startswith((MEDIA, HLS)) or path.endswith((EVENTS, OUTPUT))
 
 
 class Bounded:

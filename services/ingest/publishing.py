@@ -31,6 +31,7 @@ from services.ingest.control_plane import ControlPlane
 from services.ingest.settings import IngestSettings
 from services.ingest.source import PublisherVanishedError, Source, TsSource
 from services.ingest.stream_keys import PUBLISH_PREFIX, StreamKeys
+from services.ingest.transports.rtmp.pushes import Pushes
 
 log = structlog.get_logger()
 PUBLISHERS: Final = Counter("sluice_publishers_total", "Publishers by how they went.", ["outcome"])
@@ -60,8 +61,10 @@ class Publishing:
         plane: ControlPlane,
         keys: StreamKeys,
         bridge_address: str,
+        pushes: Pushes,
         settings: IngestSettings,
     ) -> None:
+        self._pushes = pushes
         self._hub = hub
         self._plane = plane
         self._keys = keys
@@ -149,6 +152,8 @@ class Publishing:
             except BaseException:
                 session.close("start_failed", "the publisher went away while the session started")
                 raise
+        if stream.output_rtmp_url:
+            self._pushes.start(session, stream.output_rtmp_url)
         return session
 
     async def _feed(self, session: BridgeSession, source: Source, first: list[AccessUnit]) -> Published:

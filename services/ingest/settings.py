@@ -202,3 +202,31 @@ class IngestSettings(ServiceSettings):
         description="Streams may be pushed to RTMP servers on this machine and in private networks. Off, for"
         " whoever may make streams could reach them with it.",
     )
+    webrtc_listen: str = Field(
+        "127.0.0.1:8189", description="UDP of every WebRTC connection of this process, host:port."
+    )
+    webrtc_address: str = Field(
+        "",
+        description="Where clients reach that port: addresses or names, by commas, each with or without a port."
+        " Empty: the host listened, or for 0.0.0.0 the one of the default route.",
+    )
+    stun_urls: str = Field(
+        "", description="STUN servers that clients are told, by commas. This server needs none."
+    )
+    turn_urls: str = Field(
+        "",
+        description="TURN servers that clients are told, by commas: turn:host:3478?transport=udp,"
+        "turns:host:443?transport=tcp, for clients whose network lets no UDP out.",
+    )
+    turn_secret: str = Field(
+        "", description="The TURN servers' shared secret (coturn's use-auth-secret), to sign credentials."
+    )
+    turn_ttl_s: float = Field(
+        3600.0, ge=60, le=86_400, description="How long a TURN credential can be used to connect."
+    )
+    max_peers: int = Field(
+        200, ge=1, description="WebRTC connections on this pod, publishers and viewers; 100 are about one core."
+    )
+    viewer_idle_s: float = Field(
+        600.0, gt=0, description="A WebRTC viewer of a stream that has no picture for so long is let go."
+    )

@@ -348,6 +348,7 @@ async def process(nats_url: str, directory: Path, **variables: str) -> asyncio.s
         "TRICKLE_LISTEN": f"127.0.0.1:{trickle}",
         "BRIDGE_LISTEN": f"127.0.0.1:{bridge}",
         "METRICS_LISTEN": "127.0.0.1:0",
+        "RTMP_LISTEN": "127.0.0.1:0",
         "OUTBOX_PATH": str(directory / "outbox.sqlite3"),
         "STREAM_SECRET": SECRET,
         "LOG_LEVEL": "warning",

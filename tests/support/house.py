@@ -27,6 +27,7 @@ from services.ingest.faces.context import Core, assemble
 from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
+from services.ingest.transports.rtmp.pushes import Pushes
 from services.ingest.transports.trickle import PublicChannels
 
 SEVEN = {"success", "error", "code", "status", "details", "requestId", "traceId"}
@@ -180,7 +181,7 @@ class House:
 
 
 @asynccontextmanager
-async def housing(**facts: Any) -> AsyncIterator[House]:
+async def housing(plane: Plane | None = None, **facts: Any) -> AsyncIterator[House]:
     """`facts` are settings of ingest."""
     settings = IngestSettings(
         **{
@@ -191,7 +192,7 @@ async def housing(**facts: Any) -> AsyncIterator[House]:
             **facts,
         }
     )
-    plane = Plane()
+    plane = plane or Plane()
     async with Hub(Registry(), cast("Outbox", Disk()), settings) as hub:
         known = {
             "settings": settings,
@@ -200,15 +201,17 @@ async def housing(**facts: Any) -> AsyncIterator[House]:
             "hub": hub,
             "keys": KEYS,
         }
+        pushes = Pushes(settings)
         publishing = Publishing(
             hub=hub,
             plane=cast("ControlPlane", plane),
             keys=KEYS,
             bridge_address="here:7000",
+            pushes=pushes,
             settings=settings,
         )
         channels = PublicChannels(registry=Registry(), publishing=publishing, **known)  # type: ignore[arg-type]
-        core = assemble(publishing=publishing, channels=channels, **known)  # type: ignore[arg-type]
+        core = assemble(publishing=publishing, pushes=pushes, channels=channels, **known)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(public_app(core), raise_app_exceptions=False)
         async with httpx.AsyncClient(
             transport=transport,

@@ -45,6 +45,8 @@ from services.ingest.faces.context import Core, assemble
 from services.ingest.publishing import Publishing
 from services.ingest.settings import IngestSettings
 from services.ingest.stream_keys import StreamKeys
+from services.ingest.transports.rtmp.pushes import Pushes
+from services.ingest.transports.rtmp.server import serve_rtmp
 from services.ingest.transports.trickle import BASE_PATH, PublicChannels
 from tests.support.fakes import Fake, serving
 from tests.support.media import pictures, ts
@@ -109,6 +111,7 @@ class PlayedSessions(Fake, sessions_pb2_grpc.SessionsServicer):
     def __init__(self, tasks: Bulkhead) -> None:
         super().__init__()
         self.record = sessions_pb2.Stream(id=STREAM, tenant="acme", pipeline="effects", params="{}")
+        self.others: set[str] = set()  # streams that are like the record
         self.takes_s = 0.0
         self.runner: EchoRunner | None = None
         self.reports: list[bridge_pb2.BridgeReport] = []
@@ -116,9 +119,25 @@ class PlayedSessions(Fake, sessions_pb2_grpc.SessionsServicer):
 
     async def GetStream(self, request: sessions_pb2.GetStreamRequest, context: Any) -> sessions_pb2.Stream:
         await self._enter("GetStream", request)
+        if request.id in self.others:
+            other = sessions_pb2.Stream()
+            other.CopyFrom(self.record)
+            other.id = request.id
+            return other
         if request.id != self.record.id:
             raise NotFoundError("there is no such stream", reason="STREAM_NOT_FOUND")
         return self.record
+
+    async def Get(self, request: sessions_pb2.GetRequest, context: Any) -> sessions_pb2.Session:
+        await self._enter("Get", request)
+        return sessions_pb2.Session(
+            id=request.session,
+            stream=STREAM,
+            tenant="acme",
+            pipeline="effects",
+            phase=sessions_pb2.PHASE_LIVE,
+            micro_per_second=1000,
+        )
 
     async def StartSession(
         self, request: sessions_pb2.StartSessionRequest, context: Any
@@ -141,8 +160,9 @@ class PlayedSessions(Fake, sessions_pb2_grpc.SessionsServicer):
             request = bridge_pb2.ReportRequest(session=session)
             async for report in stream(stub.Report, request, bridge_pb2.BridgeReport):
                 self.reports.append(report)
-                if report.drained:
-                    close = bridge_pb2.CloseRequest(session=session, reason="input_ended")
+                if report.drained or report.publisher == bridge_pb2.PUBLISHER_GONE:
+                    reason = "input_ended" if report.drained else "publisher_gone"
+                    close = bridge_pb2.CloseRequest(session=session, reason=reason)
                     await call(stub.Close, close, bridge_pb2.CloseResponse, timeout_s=5)
 
 
@@ -158,6 +178,7 @@ class Ingest:
         bridge: BridgeAsyncStub,
         url: str,
         trickle_url: str,
+        rtmp_url: str,
         core: Core,
     ) -> None:
         self.core = core
@@ -167,6 +188,7 @@ class Ingest:
         self.sessions = sessions
         self.bridge = bridge
         self.trickle_url = trickle_url
+        self.rtmp_url = rtmp_url
         self.http = httpx.AsyncClient(base_url=url, timeout=20)
         self.background = Bulkhead(broke)
 
@@ -209,7 +231,13 @@ async def ingesting(nats_url: str, directory: Path, **facts: Any) -> AsyncIterat
         settings = IngestSettings(
             stream_secret=SECRET,
             session_manager_address=sessions.address,
-            **{"window_s": 0.5, "viewer_wait_s": 5, **facts},
+            **{
+                "window_s": 0.5,
+                "viewer_wait_s": 5,
+                "rtmp_listen": "127.0.0.1:0",
+                "webrtc_listen": "127.0.0.1:0",
+                **facts,
+            },
         )
         bus = await stack.enter_async_context(connect(nats_url, "ingest"))
         channels = await stack.enter_async_context(Channels())
@@ -218,6 +246,7 @@ async def ingesting(nats_url: str, directory: Path, **facts: Any) -> AsyncIterat
         registry = Registry()
         await stack.enter_async_context(background(deliver=box.deliver(), confirm=box.confirm()))
         trickle = await stack.enter_async_context(serve_trickle(trickle_app(registry), "127.0.0.1:0", 0.1))
+        pushes = await stack.enter_async_context(Pushes(settings))
         hub = await stack.enter_async_context(Hub(registry, box, settings))
         servicer = BridgeServicer(hub, f"http://127.0.0.1:{trickle}/")
         server = serve_grpc(partial(add_BridgeServicer_to_server, servicer), "127.0.0.1:0", 0.1)
@@ -225,7 +254,12 @@ async def ingesting(nats_url: str, directory: Path, **facts: Any) -> AsyncIterat
         plane = ControlPlane(channels, settings)
         authenticator = Authenticator(channels, bus, settings)
         publishing = Publishing(
-            hub=hub, plane=plane, keys=KEYS, bridge_address=f"127.0.0.1:{port}", settings=settings
+            hub=hub,
+            plane=plane,
+            keys=KEYS,
+            bridge_address=f"127.0.0.1:{port}",
+            pushes=pushes,
+            settings=settings,
         )
         public_registry = Registry(changefeed=True)
         public_channels = PublicChannels(
@@ -244,12 +278,16 @@ async def ingesting(nats_url: str, directory: Path, **facts: Any) -> AsyncIterat
             hub=hub,
             keys=KEYS,
             publishing=publishing,
+            pushes=pushes,
             channels=public_channels,
         )
         app = trickle_app(public_registry, base_path=BASE_PATH, resolve=public_channels.resolve)
+        for part in (core.hls, core.conversations, core.recordings, core.peers, core.offers):
+            await stack.enter_async_context(part)
         await stack.enter_async_context(public_channels)
         public_trickle = await stack.enter_async_context(serve_trickle(app, "127.0.0.1:0", 0.1))
         public = await stack.enter_async_context(serve_http(public_app(core), "127.0.0.1:0", 0.1))
+        rtmp = await stack.enter_async_context(serve_rtmp(publishing, settings))
         bridge = await stack.enter_async_context(channel(f"127.0.0.1:{port}"))
         ingest = Ingest(
             hub,
@@ -259,6 +297,7 @@ async def ingesting(nats_url: str, directory: Path, **facts: Any) -> AsyncIterat
             BridgeStub(bridge),
             f"http://127.0.0.1:{public}",
             f"http://127.0.0.1:{public_trickle}{BASE_PATH}",
+            f"rtmp://127.0.0.1:{rtmp}/live",
             core,
         )
         await stack.enter_async_context(ingest.http)

@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from opentelemetry import trace
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from services.common.errors import (
     DeniedError,
@@ -27,14 +29,21 @@ from services.common.telemetry import report_bug
 from services.ingest.auth import Authenticator, Caller, bearer
 from services.ingest.bridge.hub import Hub
 from services.ingest.control_plane import ControlPlane
+from services.ingest.offers import Offers
 from services.ingest.publishing import Publishing
+from services.ingest.recordings import Recordings
 from services.ingest.seats import Seats
 from services.ingest.settings import IngestSettings
 from services.ingest.steering import Steering
+from services.ingest.stills import Stills
 from services.ingest.stream_keys import StreamKeys
 from services.ingest.transports.hls.packagers import Packagers
+from services.ingest.transports.rtmp.pushes import Pushes
 from services.ingest.transports.trickle import BASE_PATH, PublicChannels
+from services.ingest.transports.webrtc.conversation import Conversations
+from services.ingest.transports.webrtc.peers import Peers
 
+VANISHED: Final = 499  # nobody reads it; nginx's word in logs for a client that closed the request
 EVENT_READERS: Final = 20  # of one stream; each costs a message a second
 EVENT_READERS_PER_TENANT: Final = 100
 
@@ -49,11 +58,19 @@ class Core:
     hub: Hub
     keys: StreamKeys
     publishing: Publishing
+    pushes: Pushes
     channels: PublicChannels
     steering: Steering
     viewing: Seats
     listening: Seats  # to a stream's events
-    hls: Packagers  # to be entered
+    # To be entered, in this order:
+    hls: Packagers
+    conversations: Conversations
+    recordings: Recordings
+    peers: Peers
+    offers: Offers
+    # and this one not:
+    stills: Stills
 
     def trickle_url(self, request: Request) -> str:
         """Where clients reach the public trickle channels, without a slash at the end."""
@@ -85,11 +102,15 @@ def assemble(
     hub: Hub,
     keys: StreamKeys,
     publishing: Publishing,
+    pushes: Pushes,
     channels: PublicChannels,
 ) -> Core:
     """The core with the parts that are made of others."""
     viewing = Seats("viewers", per_stream=settings.max_viewers, per_tenant=settings.max_viewers_per_tenant)
     listening = Seats("event readers", per_stream=EVENT_READERS, per_tenant=EVENT_READERS_PER_TENANT)
+    steering = Steering(plane)
+    conversations = Conversations(hub=hub, plane=plane, steering=steering, settings=settings)
+    peers = Peers(hub=hub, plane=plane, feed=publishing.feed, viewing=viewing, settings=settings)
     return Core(
         settings=settings,
         authenticator=authenticator,
@@ -97,11 +118,19 @@ def assemble(
         hub=hub,
         keys=keys,
         publishing=publishing,
+        pushes=pushes,
         channels=channels,
-        steering=Steering(plane),
+        steering=steering,
         viewing=viewing,
         listening=listening,
         hls=Packagers(hub=hub, plane=plane, settings=settings),
+        conversations=conversations,
+        recordings=Recordings(settings),
+        peers=peers,
+        offers=Offers(
+            plane=plane, publishing=publishing, keys=keys, peers=peers, conversations=conversations
+        ),
+        stills=Stills(),
     )
 
 
@@ -198,6 +227,10 @@ def translate_errors(app: FastAPI) -> None:
         kinds: dict[int, type[SluiceError]] = {404: NotFoundError, 403: DeniedError, 413: TooLargeError}
         kind = kinds.get(error.status_code, InvalidError)
         return render(kind(str(error.detail)), request, error.status_code)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=VANISHED)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:

@@ -51,10 +51,10 @@ class EndlessResponse(Response):
             VIEWERS.labels("stalled").inc()
             log.info("client takes nothing")
         finally:
+            self._done()  # first: a cancellation may cut short what follows
             sending.cancel()
             leaving.cancel()
             await asyncio.wait({sending, leaving})
-            self._done()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

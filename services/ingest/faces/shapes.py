@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from fastapi import Request
 
 from protos.inference.v1 import runner_pb2
 from protos.sessions.v1 import sessions_pb2
+from services.ingest.bridge.identity import ORDERLY
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import Core
 from services.ingest.steering import media_ms
@@ -29,8 +31,6 @@ PHASES: Final = {
     sessions_pb2.PHASE_MIGRATING: "DEGRADED_INFERENCE",
     sessions_pb2.PHASE_ENDED: "OFFLINE",
 }
-# Ends that are nobody's fault; any other makes the state ERROR.
-ORDERLY: Final = frozenset({"stopped", "stream_deleted", "input_ended", "publisher_gone", "max_duration"})
 
 
 def stream_object(stream: sessions_pb2.Stream, core: Core, request: Request) -> dict[str, Any]:
@@ -166,6 +166,7 @@ def session_object(record: sessions_pb2.Session, core: Core) -> dict[str, Any]:
     if live is None or live.identity.session != record.id:
         return shown
     report = live.report()
+    push = core.pushes.state(record.id)
     return {
         **shown,
         "publisher": live.publisher().name.lower(),
@@ -182,6 +183,7 @@ def session_object(record: sessions_pb2.Session, core: Core) -> dict[str, Any]:
         "applied_revision": report.applied_revision,
         "applied_ms": media_ms(report.applied_pts) if report.applied_pts else None,
         "viewers": core.viewing.of(record.stream),
+        "rtmp_push": None if push is None else asdict(push),
         "session_ms": report.session_ms,
         "paid_until_ms": report.paid_until_ms,
     }

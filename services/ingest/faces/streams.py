@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protos.inference.v1 import runner_pb2
 from protos.sessions.v1 import sessions_pb2
-from services.common.errors import InvalidError, NotFoundError
+from services.common.errors import NotFoundError
 from services.ingest.auth import Caller
 from services.ingest.faces.context import CallerOf, Core, CoreOf, caller, knows_nobody
 from services.ingest.faces.shapes import public_part, status_object, stream_object
 from services.ingest.publishing import new_id
 from services.ingest.steering import AT_START, media_ms, media_pts
+from services.ingest.transports.rtmp.target import validate_target
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 legacy = APIRouter(prefix="/beta/streams", include_in_schema=False)
@@ -67,7 +68,7 @@ async def create(body: StreamBody, request: Request, caller: CallerOf, core: Cor
     """Create a stream. Nothing is allocated until somebody publishes to it."""
     pipeline, params = body.wanted()
     if body.output_rtmp_url:
-        raise InvalidError("pushing to RTMP is not there yet", field="output_rtmp_url", reason="UNSUPPORTED")
+        validate_target(body.output_rtmp_url, private=core.settings.rtmp_push_private)
     complete = body.delivery == "complete"
     stream = await core.plane.create_stream(
         sessions_pb2.Stream(

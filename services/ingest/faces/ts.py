@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.common.errors import DeniedError, NotFoundError, SluiceError
 from services.ingest.bridge.session import BridgeSession
-from services.ingest.faces.context import CoreOf, render
+from services.ingest.faces.context import VANISHED, CoreOf, render
 from services.ingest.faces.endless import EndlessResponse
 from services.ingest.publishing import end_error
 from services.ingest.source import PublisherVanishedError
@@ -27,7 +27,6 @@ from services.ingest.stream_keys import PLAYBACK_PREFIX
 
 router = APIRouter(prefix="/ts", tags=["media"])
 DRAIN_S: Final = 1.0
-VANISHED: Final = 499  # nobody reads it; nginx's word in logs for a client that closed the request
 
 
 @router.post("/{key}")
@@ -90,14 +89,14 @@ async def play(key: str, core: CoreOf) -> Response:
         raise NotFoundError("nobody publishes this stream now", reason="NOT_LIVE")
     seat = core.viewing.take(stream_id, stream.tenant)
     return EndlessResponse(
-        _watched(session),
+        watched(session),
         media_type="video/mp2t",
         stall_s=core.settings.viewer_stall_s,
         done=seat.release,
     )
 
 
-async def _watched(session: BridgeSession) -> AsyncGenerator[bytes]:
+async def watched(session: BridgeSession) -> AsyncGenerator[bytes]:
     async for segment in session.watch():
         async for data in segment:
             through_pts = session.out_pts

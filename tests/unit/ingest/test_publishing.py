@@ -34,6 +34,7 @@ from services.ingest.publishing import Publishing, end_error, new_id
 from services.ingest.settings import IngestSettings
 from services.ingest.source import DAMAGE, PublisherVanishedError, TsSource
 from services.ingest.stream_keys import StreamKeys
+from services.ingest.transports.rtmp.pushes import Pushes
 from tests.support.media import HEVC_TYPE, announced, pictures, sound, ts
 
 KEYS = StreamKeys(b"a secret of this installation")
@@ -209,6 +210,7 @@ class House:
             plane=cast("ControlPlane", self.plane),
             keys=KEYS,
             bridge_address="here:7000",
+            pushes=Pushes(settings),
             settings=settings,
         )
 

@@ -124,3 +124,13 @@ async def test_every_way_in_and_out_of_a_stream_is_in_its_object(house: House) -
     assert made["watch_url"] == f"http://gateway.test:8000/watch/{playback}"
     for url in ("hls_url", "whep_url", "play_url", "trickle_play_url", "watch_url"):
         assert key not in made[url], "who watches must not be able to publish"
+
+
+async def test_a_target_that_can_never_work_is_refused_before_there_is_a_stream(house: House) -> None:
+    for url in ("http://example.com/live/key", "rtmp://127.0.0.1/live/key", "rtmp://example.com/key"):
+        answer = await house.client.post("/v1/streams", json={"output_rtmp_url": url})
+        assert seven(answer)["details"]["field"] == "output_rtmp_url"
+        assert "key" not in seven(answer)["error"].replace("stream key", "")
+    made = await house.stream(output_rtmp_url="rtmp://example.com/live/key")
+    assert made["output_rtmp_url"] == "rtmp://example.com/live/key"
+    assert house.plane.created[-1].output_rtmp_url == "rtmp://example.com/live/key"

@@ -17,9 +17,7 @@ pytestmark = pytest.mark.looptime
 
 def pushed(fastest_mbps: float | None = None) -> tuple[PushedSource, list[int]]:
     asked: list[int] = []
-    source = PushedSource(
-        first_within_s=2.0, fastest_mbps=fastest_mbps, ask_keyframe=lambda: asked.append(1)
-    )
+    source = PushedSource(first_within_s=2.0, fastest_mbps=fastest_mbps, ask_keyframe=lambda: asked.append(1))
     source.announce((Codec.H264, Codec.AAC))
     return source, asked
 
