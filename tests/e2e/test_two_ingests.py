@@ -16,8 +16,12 @@ import pytest
 
 from services.common.media.mpegts import Codec, Demuxer
 from tests.support import publisher
+from tests.support.browser import chromium
 from tests.support.stack import ROOT, Stack, free_ports, running, until
 from tests.support.viewer import finish
+
+
+SDP = {"Content-Type": "application/sdp"}
 
 
 @contextmanager
@@ -78,7 +82,7 @@ def test_a_stream_is_watched_steered_and_followed_through_the_process_that_does_
     stack.until_free(20)
     stream = stack.stream("neon")
     path = f"/v1/streams/{stream['id']}"
-    process = publisher.start(stream["publish_url"], seconds=12)
+    process = publisher.start(stream["publish_url"], seconds=20)
     session = stack.live_session(stream["id"])
 
     seen: list[str] = []
@@ -107,12 +111,34 @@ def test_a_stream_is_watched_steered_and_followed_through_the_process_that_does_
     assert patched.json()["update"]["pts_ms"] > 0
     status = other.get(f"{path}/status").json()["data"]
     assert status["inference_status"]["output_fps"] > 0, "only the process with the media knows"
-    assert other.get(f"/v1/sessions/{session}/latency").status_code == 200
+    latency = f"/v1/sessions/{session}/latency"
+    until(
+        lambda: other.get(latency).status_code == 200 or None, 5, "latency, of which a report comes a second"
+    )
     assert other.delete(f"/v1/sessions/{session}").status_code == 200
     following.join(15)
     assert seen[-1] == "ended"
     assert "applied" in seen
     finish(process)
+
+
+def test_a_browser_publishes_and_watches_by_webrtc_through_the_process_that_does_not_have_it(
+    stack: Stack, other: httpx.Client
+) -> None:
+    stack.until_free(20)
+    stream = stack.stream(pipeline="passthrough", params={})
+    base = str(other.base_url).rstrip("/")
+    with chromium() as browser, browser.tab() as tab:
+        publishing = tab.publish(stream["whip_url"])
+        stack.live_session(stream["id"])
+        watching = tab.watch(f"{base}/whep/{stream['output_playback_id']}")
+        tab.call("firstPicture", watching["id"], {"since": watching["postedAt"]})
+        assert tab.call("ages", watching["id"], {"ms": 2000})["backwards"] == 0
+        again = other.post(f"/whip/{stream['stream_key']}", content="v=0", headers=SDP)
+        assert again.status_code in {400, 409}, "asked of the process that has the publisher"
+        tab.call("stop", publishing["id"])
+    shown = stack.request("GET", f"/v1/streams/{stream['id']}")["last_session"]
+    assert stack.ended(shown, 45)["end_reason"] in {"input_ended", "publisher_gone"}
 
 
 def test_a_second_publisher_is_refused_by_the_process_that_has_the_first(
@@ -136,9 +162,7 @@ def test_what_nobody_has_is_answered_where_it_was_asked(other: httpx.Client) -> 
     assert other.get("/v1/streams/str_unknown").status_code == 404
 
 
-def test_a_process_that_has_gone_is_said_to_be_gone_within_seconds(
-    stack: Stack, other: httpx.Client
-) -> None:
+def test_a_process_that_has_gone_is_said_to_be_gone_within_seconds(stack: Stack, other: httpx.Client) -> None:
     stack.until_free(20)
     stream = stack.stream()
     process = publisher.start(stream["publish_url"], seconds=20)
