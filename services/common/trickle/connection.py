@@ -32,7 +32,9 @@ class Patience:
     poll_s: float = (
         25.0  # a parked GET is asked anew after this: intermediaries cut silent requests at 30 to 60 s
     )
-    settled_s: float = 5.0  # a request that lived so long is no failure in a row
+    settled_s: float = (
+        20.0  # a request that lived so long is no failure in a row; above the two waits for a server
+    )
     failures: int = 5  # in a row; with the delays about 3 s, time for a server to restart
     first_delay_s: float = 0.1
     last_delay_s: float = 2.0
