@@ -37,6 +37,7 @@ class JitterBuffer:
         self._begins = begins
         self._packets: dict[int, Packet] = {}
         self._next: int | None = None  # None: looking for where to begin
+        self._past: int | None = None  # what is below it was given out, or given up
         self._highest: int | None = None
         self._parts: list[bytes] = []
         self._timestamp = 0
@@ -45,7 +46,7 @@ class JitterBuffer:
 
     def add(self, sequence: int, packet: Packet, now_s: float) -> list[Frame]:
         """Take one packet; the frames that it completes."""
-        if (self._next is not None and sequence < self._next) or sequence in self._packets:
+        if (self._past is not None and sequence < self._past) or sequence in self._packets:
             self.late += 1
             return []
         self._packets[sequence] = packet
@@ -93,6 +94,7 @@ class JitterBuffer:
             self._next += 1
             if packet.marker or self._begins is None:
                 self._emit(frames, now_s)
+        self._past = self._next
         if not self._packets:
             self._blocked = None
         elif self._blocked is None or self._blocked[0] != self._next:

@@ -95,6 +95,18 @@ def test_nothing_comes_out_before_something_that_can_be_decoded() -> None:
     assert [assert_whole(frame) for frame in frames] == [4, 5]
 
 
+def test_what_was_given_out_is_not_given_out_again_after_a_loss() -> None:
+    buffer = video()
+    packets = stream(4, [1], 1)
+    (frame,) = buffer.add(0, packets[0], 0.0)
+    assert assert_whole(frame) == 0
+    buffer.add(2, packet(6000, b"P2.0/1", marker=True), 0.0)
+    assert buffer.expire(PATIENCE_S) == []
+    assert buffer.add(0, packets[0], 0.2) == []
+    (frame,) = buffer.add(3, packets[3], 0.3)
+    assert (assert_whole(frame), frame.after_loss) == (3, True)
+
+
 def test_padding_is_no_frame() -> None:
     buffer = video()
     (frame,) = buffer.add(0, packet(0, b"K0.0/1", marker=True), 0.0)
