@@ -275,16 +275,17 @@ async def start(stack: Stack, supervisor: Supervisor, group: asyncio.TaskGroup) 
 def banner(stack: Stack, key: str) -> str:
     settings = stack.settings
     last_metrics = settings.metrics_port + 3 + settings.runners
+    keyless = "  (clients on this machine need none)" if settings.open_to_loopback else ""
     traces = (
         f"http://{settings.host}:{settings.traces_port}, the newest: .venv/bin/sluice trace"
         if stack.keeps_traces
         else f"sent to {settings.otlp_endpoint}"
     )
     return f"""
-  Sluice is up.
+  Sluice is up. Open the playground:  {stack.url}/
 
     API          {stack.url}/v1/streams      (documentation: {stack.url}/docs)
-    key          {key}
+    key          {key}{keyless}
     metrics      http://{settings.host}:{settings.metrics_port} to {last_metrics}, /metrics
     traces       {traces}
     state        {settings.state}
@@ -297,8 +298,8 @@ def banner(stack: Stack, key: str) -> str:
 
     curl -s {stack.url}/v1/streams -H 'Authorization: Bearer {key}' \\
          -H 'Content-Type: application/json' -d '{{"pipeline":"effects","params":{{"prompt":"neon"}}}}'
-    ffmpeg -re -i clip.mp4 -c:v libx264 -bf 0 -g 50 -tune zerolatency -c:a aac -f mpegts <publish_url>
-    ffplay <play_url>
+    ffmpeg -re -i clip.mp4 -c:v libx264 -bf 0 -g 50 -tune zerolatency -c:a aac -f flv <rtmp_url>
+    ffplay <hls_url>
 
   Ctrl-C stops everything.
 """
