@@ -135,13 +135,13 @@ class Recording:
         self._directory = settings.recording_dir or None
         self._most_bytes = settings.recording_max_mb * 1_000_000
         self._tap = session.tap()
-        self._in_turn = asyncio.Lock()
+        self._in_turn, self._filming = asyncio.Lock(), asyncio.Lock()
         self._reel = Reel()
         self._waiting = bytearray()
         self._written = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - `close` closes it
         self._film: int | None = None
         self._began = datetime.now(UTC)
-        self._stopped = False
+        self._stopped = self._forgotten = False
 
     async def run(self) -> None:
         """Record until somebody or something ends it."""
@@ -195,24 +195,30 @@ class Recording:
         self._written.flush()
 
     async def film(self) -> Film:
-        """Make an MP4 of it. One that has ended is made once."""
+        """Make an MP4 of it. One that has ended is made once, and then all that is kept."""
         name = f"recording-{self._began:%Y%m%d_%H%M%S}.mp4"
-        if self._film is None:
-            ended = self.ended.is_set()
-            if not ended and self._waiting:
-                await self._write()
-            if not self.bytes:
-                raise NotFoundError("no picture has been recorded yet", reason="RECORDING_EMPTY")
-            made = await asyncio.to_thread(
-                film_of, os.dup(self._written.fileno()), self.bytes, self._reel, self._directory
-            )
-            if not ended or self._written.closed:
-                return Film(made, name)
-            self._film = made
-        return Film(os.dup(self._film), name)
+        async with self._filming:
+            if self._film is None:
+                made, last = await self._make()
+                if self._forgotten or not last:
+                    return Film(made, name)
+                self._film = made
+                self._written.close()
+            return Film(os.dup(self._film), name)
+
+    async def _make(self) -> tuple[int, bool]:
+        """A film of what there is, and whether there will be no more."""
+        last = self.ended.is_set()
+        if not last and self._waiting:
+            await self._write()
+        if not self.bytes or self._forgotten:
+            raise NotFoundError("no picture has been recorded yet", reason="RECORDING_EMPTY")
+        source = os.dup(self._written.fileno())
+        return await asyncio.to_thread(film_of, source, self.bytes, self._reel, self._directory), last
 
     def close(self) -> None:
         """Forget it; who reads it may go on. Again is harmless."""
+        self._forgotten = True
         self._tap.close()
         self.ended.set()
         self._written.close()

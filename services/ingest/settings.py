@@ -151,12 +151,14 @@ class IngestSettings(ServiceSettings):
         " the system's directory for temporary files.",
     )
     recording_max_mb: int = Field(
-        500, ge=1, description="A recording ends by itself at this size; on the disk it needs twice of it."
+        200,
+        ge=1,
+        description="A recording ends by itself at this size; while it is fetched it needs twice of it.",
     )
     recording_keep_s: float = Field(
         600.0, gt=0, description="How long a recording can be fetched after it has ended."
     )
-    max_recordings: int = Field(20, ge=0, description="Recordings on this pod, with those that have ended.")
+    max_recordings: int = Field(10, ge=0, description="Recordings on this pod, with those that have ended.")
     hls_target_s: int = Field(
         2,
         ge=1,
@@ -225,7 +227,9 @@ class IngestSettings(ServiceSettings):
         3600.0, ge=60, le=86_400, description="How long a TURN credential can be used to connect."
     )
     max_peers: int = Field(
-        200, ge=1, description="WebRTC connections on this pod, publishers and viewers; 100 are about one core."
+        200,
+        ge=1,
+        description="WebRTC connections on this pod, publishers and viewers; 100 are about one core.",
     )
     viewer_idle_s: float = Field(
         600.0, gt=0, description="A WebRTC viewer of a stream that has no picture for so long is let go."

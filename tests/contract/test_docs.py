@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 BOUNDED = frozenset(
     {
         *("bucket", "direction", "gpu_class", "kind", "method", "outcome", "pipeline", "reason", "region"),
-        *("result", "route", "stage", "state", "status", "where"),
+        *("result", "role", "route", "stage", "state", "status", "where"),
     }
 )
 

@@ -170,7 +170,9 @@ async def test_it_is_forgotten_after_a_while(tmp_path: Path) -> None:
             recordings.start(stage.session)
             await stage.reply(output(25))
             await recordings.of("str_a", "acme").stop()
-            os.close((await recordings.film("str_a", "acme")).descriptor)
+            films = await asyncio.gather(*(recordings.film("str_a", "acme") for _ in range(5)))
+            for film in films:
+                assert len(read(film)[0]) == 25
             async with asyncio.timeout(5):
                 while len(recordings):
                     await asyncio.sleep(0.01)

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -230,6 +231,11 @@ async def test_what_is_not_served_is_refused_in_words(house: House, path: str) -
             assert len(answer.json()["detail"]) > 20
 
 
+def test_what_is_not_served_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "scope-api.md").read_text()
+    assert [path for path in ABSENT if f"`{path}`" not in text] == []
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
@@ -349,8 +355,10 @@ async def test_a_recording_is_started_stopped_and_fetched_in_parts_also_after_th
     assert 'filename="recording-' in answer.headers["content-disposition"]
     with av.open(io.BytesIO(answer.content), "r") as film:
         assert len([*film.decode(video=0)]) == 25
+    before = len(list(Path("/proc/self/fd").iterdir()))
     part = await house.client.get(path, headers={"Range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, b"ftyp")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     await house.call("GET", path, 404, headers={"Authorization": "Bearer theirs"})
 
 

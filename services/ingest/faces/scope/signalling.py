@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from services.common.errors import InvalidError
+from services.common.errors import ExhaustedError, InvalidError
 from services.ingest.faces.context import CallerOf, Core, CoreOf
 from services.ingest.faces.scope.answers import Detail, ScopeRoute
 from services.ingest.faces.scope.possessions import SESSION, Possessions, pipeline_named
@@ -72,7 +72,10 @@ async def offer(body: Offer, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
     if given.paused:
         session.pause(True)
     if given.recording:
-        core.recordings.start(session)
+        try:
+            core.recordings.start(session)
+        except ExhaustedError:
+            ignored = (*ignored, "recording")
     return {
         "sdp": peer.sdp,
         "type": "answer",

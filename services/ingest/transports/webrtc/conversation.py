@@ -15,7 +15,7 @@ from typing import Any, Final
 from prometheus_client import Counter
 
 from protos.sessions.v1 import sessions_pb2
-from services.common.errors import DeniedError, InvalidError, RateLimitedError, SluiceError
+from services.common.errors import ConflictError, DeniedError, InvalidError, RateLimitedError, SluiceError
 from services.common.json_objects import json_object, merge_patch
 from services.common.lifecycle import Bulkhead
 from services.common.param_schema import validate, with_defaults
@@ -223,11 +223,13 @@ class Conversation:
             answers_to, message = self._waiting.popleft()
             try:
                 wish = self._meant(message, answers_to)
-                params = self._checked(params, wish.patch)
+                checked = self._checked(params, wish.patch)
             except SluiceError as error:
                 MESSAGES.labels("refused").inc()
                 self._say(messages.refused(error, answers_to))
                 continue
+            if wish.apply_at_ms is None:
+                params = checked
             if wishes and wishes[-1].apply_at_ms is None and wish.apply_at_ms is None:
                 wishes[-1] = wishes[-1].joined(wish)
             else:
@@ -278,12 +280,20 @@ class Conversation:
                 )
             )
         if len(self._accepted) == UNANSWERED:
-            self._accepted.popleft()
-            MESSAGES.labels("unanswered").inc()
+            self._give_up(self._accepted.popleft())
         self._accepted.append(accepted)
         session = self._house.hub.of_stream(self._stream)
         if session is not None:
             self._tell_applied(session)
+
+    def _give_up(self, accepted: Accepted) -> None:
+        MESSAGES.labels("unanswered").inc()
+        error = ConflictError(
+            f"revision {accepted.revision} is accepted; too many wait for their picture to be told of it",
+            reason="NOT_FOLLOWED",
+        )
+        for answers_to in accepted.wish.messages:
+            self._say(messages.refused(error, answers_to))
 
     # --- what the client hears
 
@@ -292,7 +302,8 @@ class Conversation:
 
     async def _follow(self) -> None:
         """One session after the other."""
-        await self._learn()
+        if self._may_steer:
+            await self._learn()
         session: BridgeSession | None = None
         while True:
             session = await self._house.hub.wait_for(self._stream, FIND_S, other_than=session)
@@ -301,17 +312,15 @@ class Conversation:
             if self._paused is not None:
                 session.pause(self._paused)
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._tell_changes(session), name="changes"),
-                    group.create_task(self._tell_data(session), name="data"),
-                ]
+                tasks = [group.create_task(self._tell_data(session), name="data")]
+                if self._may_steer:  # a prompt may be a secret of who wrote it
+                    tasks.append(group.create_task(self._tell_changes(session), name="changes"))
                 closed = await asyncio.shield(session.closed)
                 for task in tasks:
                     task.cancel()
             self._tell_end(closed)
 
     def _tell_end(self, closed: Closed) -> None:
-        self._accepted.clear()
         why = {"reason": closed.reason}
         if closed.reason not in ORDERLY:
             why["error_message"] = closed.message or closed.reason

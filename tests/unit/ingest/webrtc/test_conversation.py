@@ -17,7 +17,7 @@ from services.common.media.clock import ORIGIN_TICKS
 from services.inference.engine.pipelines.effects import Effects
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.transports.webrtc.channels import Channel
-from services.ingest.transports.webrtc.conversation import WAITING, Conversations
+from services.ingest.transports.webrtc.conversation import UNANSWERED, WAITING, Conversations
 from sluice.pipeline import defaults, schema
 from tests.support.bridge import settled
 from tests.support.house import House, housing
@@ -241,6 +241,15 @@ async def test_only_who_may_publish_may_steer(place: Place) -> None:
     assert not session.paused
 
 
+async def test_a_viewer_is_not_told_the_parameters(place: Place) -> None:
+    session = place.house.live(STREAM)
+    line = await place.call(may_steer=False)
+    place.somebody_else(prompt="a secret")
+    apply(session, 2)
+    await asyncio.sleep(3)
+    assert line.heard == []
+
+
 async def test_a_refusal_of_the_control_plane_is_told_and_the_next_change_goes_through(place: Place) -> None:
     place.house.live(STREAM)
     line = await place.call()
@@ -288,6 +297,16 @@ async def test_no_more_changes_wait_than_there_is_room_for() -> None:
         assert [(one["id"], one["code"]) for one in line.of("error")] == [
             (WAITING + n, "TOO_FAST") for n in range(3)
         ]
+
+
+async def test_a_change_that_is_not_followed_any_more_is_told(place: Place) -> None:
+    place.house.live(STREAM)
+    line = await place.call()
+    for count in range(UNANSWERED + 1):
+        line.say({"id": count, "type": "update", "params": {"seed": count}, "apply_at_ms": 1000 * count})
+        await line.next("parameters_accepted", count + 1)
+        await asyncio.sleep(0.1)
+    assert [(one["id"], one["code"]) for one in line.of("error")] == [(0, "NOT_FOLLOWED")]
 
 
 async def test_a_message_that_is_too_large_is_refused(place: Place) -> None:
