@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from protos.inference.v1 import runner_pb2
 from services.common.errors import (
     ExhaustedError,
     PaymentRequiredError,
@@ -38,7 +39,7 @@ async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
 
 @pytest.fixture
 async def ingest(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Ingest]:
-    async with ingesting(nats.url, tmp_path) as found:
+    async with ingesting(nats.url, tmp_path, viewer_wait_s=20) as found:  # a process starts slowly
         yield found
 
 
@@ -78,6 +79,15 @@ async def talking(meet: Meet, ingest: Ingest, clip: list[Message]) -> Talker:
     return talker
 
 
+async def replay(talker: Talker, messages: list[Message]) -> None:
+    """Publish that, and say goodbye."""
+    assert (await talker.publish(KEY))["code"] == "NetStream.Publish.Start"
+    talker.say(*messages)
+    talker.call("FCUnpublish", None, "", transaction=6)
+    talker.call("deleteStream", None, 1, transaction=7)
+    assert (await status(talker))["code"] == "NetStream.Unpublish.Success"
+
+
 async def status(talker: Talker) -> dict[str, object]:
     return {**(await talker.hear("onStatus")).fields(1)}
 
@@ -102,22 +112,36 @@ async def test_what_libav_publishes_comes_back_to_the_viewer_with_its_sound(inge
 @pytest.mark.parametrize(
     "facts",
     [
-        {"b_frames": 2},
         {"begin_ms": 0xFFFFFF - 900},
-        {"begin_ms": 0xFFFFFFFF - 900},
+        {"begin_ms": 0x7FFFFFFF - 900},
         {"audio": None},
         {"audio_rate": 44_100},
     ],
-    ids=["b-frames", "past 24 bits", "past 32 bits", "no sound", "44.1 kHz"],
+    ids=["past 24 bits", "past 31 bits", "no sound", "44.1 kHz"],
 )
 async def test_pictures_are_shown_at_their_times_whatever_the_publisher_does(
-    ingest: Ingest, facts: dict[str, int | str | None]
+    ingest: Ingest, meet: Meet, tmp_path: Path, facts: dict[str, int | str | None]
 ) -> None:
     watching = asyncio.ensure_future(ingest.watch())
-    assert (await published(target(ingest), **facts)).sent == [50]
+    await replay(await meet(ingest), messages_of(flv(tmp_path / "clip.flv", seconds=2.0, **facts)))
     times = shown(await watching)
     assert {later - earlier for earlier, later in pairwise(times)} == {FRAME}
     assert len(times) == 50
+
+
+async def test_pictures_that_are_sent_out_of_their_order_reach_the_runner_with_both_times(
+    ingest: Ingest, meet: Meet, tmp_path: Path
+) -> None:
+    clip = messages_of(flv(tmp_path / "clip.flv", seconds=2.0, b_frames=2))
+    publishing = asyncio.ensure_future(replay(await meet(ingest), clip))
+    session = await until(lambda: ingest.hub.of_stream(STREAM))
+    reader = session._channels["in"].channel.read(0)
+    units = units_of(b"".join([data async for segment in reader async for data in segment]))
+    await publishing
+    sent = [unit for unit in units if unit.codec is Codec.H264]
+    assert [unit.pts for unit in sent] != sorted(unit.pts for unit in sent)
+    assert sorted(unit.pts for unit in sent) == [ORIGIN_TICKS + index * FRAME for index in range(50)]
+    assert [unit.dts for unit in sent] == sorted(unit.dts for unit in sent)
 
 
 async def test_eight_publish_at_once_each_to_its_own_stream(ingest: Ingest) -> None:
@@ -128,14 +152,17 @@ async def test_eight_publish_at_once_each_to_its_own_stream(ingest: Ingest) -> N
     sessions = [await until(partial(ingest.hub.of_stream, one), 15) for one in streams]
     outcome = await publishing
     assert outcome.sent == [50] * 8, outcome.said
-    assert [session.frames_in for session in sessions] == [50] * 8
+    await until(lambda: [session.frames_in for session in sessions] == [50] * 8)
     assert all(session.sound is Codec.AAC for session in sessions)
 
 
-async def test_sound_that_is_not_carried_is_left_out_and_pictures_go_on(ingest: Ingest) -> None:
+async def test_sound_that_is_not_carried_is_left_out_and_pictures_go_on(
+    ingest: Ingest, meet: Meet, tmp_path: Path
+) -> None:
+    clip = messages_of(flv(tmp_path / "clip.flv", seconds=2.0, audio="libmp3lame", audio_rate=44_100))
     left_out = server.LEFT_OUT._value.get()
     watching = asyncio.ensure_future(ingest.watch())
-    assert (await published(target(ingest), audio="mp3", audio_rate=44_100)).sent == [50]
+    await replay(await meet(ingest), clip)
     seen = await watching
     assert len(shown(seen)) == 50
     assert {unit.codec for unit in units_of(seen)} == {Codec.H264}
@@ -146,11 +173,11 @@ async def test_sound_that_is_not_carried_is_left_out_and_pictures_go_on(ingest: 
 
 
 async def test_a_wrong_key_is_refused_at_once_in_words_that_libav_shows(ingest: Ingest) -> None:
-    for key in ("stk_wrong-key", KEYS.playback(STREAM), ""):
-        outcome = await published(f"{ingest.rtmp_url}/{key}")
-        assert outcome.sent != [50]
-        assert "Server error: " in outcome.said, outcome.said
-        assert "playback id" in outcome.said
+    keys = ("stk_wrong-key", KEYS.playback(STREAM))
+    outcome = await Publishers(*({"url": f"{ingest.rtmp_url}/{key}"} for key in keys)).outcome()
+    assert all(isinstance(sent, str) for sent in outcome.sent), outcome.sent
+    assert "Server error: there is no such stream key or playback id (KEY_NOT_FOUND)" in outcome.said
+    assert "Server error: this is a playback id; publish with the stream key (PLAYBACK_ID)" in outcome.said
     assert ingest.sessions.requests("StartSession", object) == []  # type: ignore[type-var]
 
 
@@ -180,22 +207,45 @@ async def test_a_second_publisher_is_refused_and_the_first_goes_on(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, SluiceError) else "",
 )
-async def test_what_keeps_a_session_from_starting_is_said_in_words_that_libav_shows(
-    ingest: Ingest, error: SluiceError, words: str
+async def test_what_keeps_a_session_from_starting_is_said(
+    ingest: Ingest, meet: Meet, clip: list[Message], error: SluiceError, words: str
 ) -> None:
     ingest.sessions.fail("StartSession", error)
-    outcome = await published(target(ingest), seconds=10.0, speed=1.0)
-    assert f"Server error: {words}" in outcome.said
-    assert outcome.sent != [250]
+    talker = await meet(ingest)
+    assert (await talker.publish(KEY))["code"] == "NetStream.Publish.Start"
+    talker.say(*clip)
+    assert (await status(talker))["description"] == words
+    assert await talker.end() == b""
     await until(lambda: len(ingest.hub) == 0)
 
 
-@pytest.mark.parametrize(("video", "words"), [("libx265", "HEVC"), ("flv1", "Sorenson H.263")])
-async def test_other_codecs_are_refused_by_their_names(ingest: Ingest, video: str, words: str) -> None:
-    outcome = await published(target(ingest), video=video, seconds=10.0, speed=1.0)
-    assert f"the stream carries {words}" in outcome.said, outcome.said
-    assert "-c:v libx264" in outcome.said
+async def test_libav_shows_what_kept_its_session_from_starting(ingest: Ingest) -> None:
+    ingest.sessions.fail("StartSession", ExhaustedError("no runner is free", reason="NO_CAPACITY"))
+    outcome = await published(target(ingest), seconds=15.0, speed=1.0)
+    assert "Server error: no runner is free (NO_CAPACITY)" in outcome.said
+    assert outcome.sent != [375]
+
+
+async def test_other_codecs_are_refused_by_their_names(ingest: Ingest) -> None:
+    streams = ["str_bbbbbbbb", "str_cccccccc"]
+    ingest.sessions.others.update(streams)
+    asked = [
+        {"url": target(ingest, stream), "video": video, "seconds": 15.0, "speed": 1.0}
+        for stream, video in zip(streams, ("libx265", "flv1"), strict=True)
+    ]
+    outcome = await Publishers(*asked).outcome()
+    assert "the stream carries HEVC; send H.264 video (ffmpeg: -c:v libx264" in outcome.said, outcome.said
+    assert "the stream carries Sorenson H.263" in outcome.said
     assert len(ingest.hub) == 0
+
+
+async def test_a_complete_stream_is_not_published_by_what_cannot_be_held_back(
+    ingest: Ingest, meet: Meet
+) -> None:
+    ingest.sessions.record.delivery = runner_pb2.DELIVERY_COMPLETE
+    talker = await meet(ingest)
+    assert "publish it to /ts (COMPLETE_NOT_SERVED)" in (await talker.publish(KEY))["description"]
+    assert await talker.end() == b""
 
 
 async def test_who_wants_to_watch_is_told_where_to(meet: Meet, ingest: Ingest) -> None:
@@ -226,7 +276,7 @@ async def test_a_publisher_above_the_bitrate_is_cut_off_and_told(
 
 async def test_a_publisher_that_is_killed_may_come_back_into_its_session(ingest: Ingest) -> None:
     doomed = await Publishers({"url": target(ingest), "seconds": 60.0, "speed": 1.0}).start()
-    session = await until(lambda: ingest.hub.of_stream(STREAM))
+    session = await until(lambda: ingest.hub.of_stream(STREAM), 15)
     await until(lambda: session.frames_in > 10)
     await doomed.kill()
     await until(lambda: not session.connected)
@@ -236,6 +286,23 @@ async def test_a_publisher_that_is_killed_may_come_back_into_its_session(ingest:
     assert session.frames_in == before + 50
     await until(session.closed.done)
     assert session.closed.result().reason == "input_ended"
+
+
+async def test_a_publisher_that_lost_its_network_may_come_back_before_that_is_noticed(
+    nats: NatsServer, tmp_path: Path, meet: Meet, clip: list[Message]
+) -> None:
+    async with ingesting(nats.url, tmp_path, silent_after_s=0.3) as ingest:
+        await talking(meet, ingest, clip)
+        session = ingest.hub.of_stream(STREAM)
+        assert session is not None
+        early = await meet(ingest)
+        assert "STREAM_BUSY" in (await early.publish(KEY))["description"]
+        await asyncio.sleep(0.5)
+        again = await meet(ingest)
+        assert (await again.publish(KEY))["code"] == "NetStream.Publish.Start"
+        again.say(*clip)
+        await until(lambda: session.frames_in == 100)
+        assert ingest.hub.of_stream(STREAM) is session
 
 
 @pytest.mark.parametrize("word", ["FCUnpublish", "deleteStream", "closeStream"])
@@ -274,7 +341,7 @@ async def test_a_publisher_is_told_when_the_platform_ends_its_session(
 
 async def test_libav_shows_why_the_platform_ended_its_session(ingest: Ingest) -> None:
     publishing = asyncio.ensure_future(published(target(ingest), seconds=30.0, speed=1.0))
-    session = await until(lambda: ingest.hub.of_stream(STREAM))
+    session = await until(lambda: ingest.hub.of_stream(STREAM), 15)
     await until(lambda: session.frames_in > 10)
     session.close("max_duration", "an hour is over")
     outcome = await publishing
@@ -369,17 +436,31 @@ async def test_a_publisher_that_falls_silent_is_let_go_as_one_that_vanished(
     assert not session.closed.done(), "its grace has begun"
 
 
-async def test_who_reads_no_answers_is_let_go(meet: Meet, ingest: Ingest, clip: list[Message]) -> None:
-    talker = await talking(meet, ingest, clip)
-    talker.writer.transport.pause_reading()  # type: ignore[attr-defined]
-    session = ingest.hub.of_stream(STREAM)
-    assert session is not None
-    pings = [user_control(PING, bytes(4))] * 5000
-    async with asyncio.timeout(20):
-        while session.connected:
-            talker.say(*pings)
-            await asyncio.sleep(0.02)
-    talker.abort()
+async def test_who_reads_no_answers_is_let_go(
+    nats: NatsServer, tmp_path: Path, meet: Meet, clip: list[Message]
+) -> None:
+    deaf = server.REFUSED.labels("RTMP_DEAF")
+    before = deaf._value.get()
+    async with ingesting(nats.url, tmp_path, max_bitrate_mbps=1e5) as ingest:
+        talker = await talking(meet, ingest, clip)
+        talker.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        session = ingest.hub.of_stream(STREAM)
+        assert session is not None
+        pings = b"".join(talker.chunks.write(2, user_control(PING, bytes(4))) for _ in range(10_000))
+        async with asyncio.timeout(20):
+            while session.connected:
+                talker.writer.write(pings)
+                await asyncio.sleep(0.02)
+    assert deaf._value.get() == before + 1
+
+
+async def test_a_publisher_of_empty_messages_is_above_the_bitrate_too(
+    nats: NatsServer, tmp_path: Path, meet: Meet, clip: list[Message]
+) -> None:
+    async with ingesting(nats.url, tmp_path, max_bitrate_mbps=1.0) as ingest:
+        talker = await talking(meet, ingest, clip)
+        talker.writer.write(talker.chunks.write(5, Message(Kind.DATA, b"")) + b"\xc5" * 20_000)
+        assert "BITRATE_TOO_HIGH" in str((await status(talker))["description"])
 
 
 async def test_more_connections_than_allowed_are_not_taken(

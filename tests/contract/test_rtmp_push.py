@@ -6,64 +6,22 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
 import trustme
 
-from protos.sessions.v1 import sessions_pb2
-from services.common.errors import NotFoundError
 from services.common.media.mpegts import AccessUnit, Codec
 from services.common.media.sound import AudioDecoder, AudioEncoder
-from services.ingest.publishing import Published, Publishing
-from services.ingest.settings import IngestSettings
-from services.ingest.source import Source
 from services.ingest.transports.rtmp import push
+from services.ingest.transports.rtmp.chunks import ChunkWriter, Message
 from services.ingest.transports.rtmp.push import Phase, RtmpPush
-from services.ingest.transports.rtmp.server import serve_rtmp
 from tests.support.bridge import IDENTITY, Stage, output, staged
 from tests.support.ingest import until
 from tests.support.media import FRAME, pictures, sound
-
-KEY = "secret-key"
-
-
-@dataclass
-class Platform:
-    """Somebody's RTMP server: takes what is published with the right key, and keeps it."""
-
-    units: list[AccessUnit] = field(default_factory=list)
-    publishers: int = 0
-    ended: int = 0
-
-    async def admit(self, key: str) -> sessions_pb2.Stream:
-        if key != KEY:
-            raise NotFoundError(f"no stream {key}", reason="KEY_NOT_FOUND")
-        self.publishers += 1
-        return sessions_pb2.Stream()
-
-    async def publish(self, stream: sessions_pb2.Stream, source: Source) -> Published:
-        self.units += await source.first_picture()
-        async for units in source:
-            self.units += units
-        self.ended += 1
-        return Published("there", None)
-
-    @property
-    def pictures(self) -> list[AccessUnit]:
-        return [unit for unit in self.units if unit.codec is Codec.H264]
-
-    @asynccontextmanager
-    async def serving(self, port: int = 0, **facts: Any) -> AsyncIterator[int]:
-        settings = IngestSettings(
-            stream_secret="x" * 16, rtmp_listen=f"127.0.0.1:{port}", shutdown_grace_s=0.1, **facts
-        )
-        async with serve_rtmp(cast("Publishing", self), settings) as bound:
-            yield bound
+from tests.support.rtmp import PLATFORM_KEY, Platform
 
 
 @pytest.fixture
@@ -106,7 +64,7 @@ async def retrying(pushed: RtmpPush) -> None:
     await until(lambda: pushed.state.phase is Phase.RETRYING)
 
 
-def url(port: int, key: str = KEY) -> str:
+def url(port: int, key: str = PLATFORM_KEY) -> str:
     return f"rtmp://127.0.0.1:{port}/live/{key}"
 
 
@@ -235,6 +193,21 @@ async def test_a_target_that_talks_nonsense_or_hangs_up_is_said_so(stage: Stage)
         async with stubborn(serve) as port, pushing(stage, url(port)) as pushed:
             await retrying(pushed)
             assert any(one in pushed.state.error for one in words)
+
+
+async def test_a_target_that_never_stops_talking_is_given_up(stage: Stage) -> None:
+    async def chatter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x03" + bytes(3072))
+        said = ChunkWriter()
+        with suppress(OSError):
+            while True:
+                writer.write(b"".join([said.write(3, Message(99, bytes(50)))] * 100))
+                await writer.drain()
+                await asyncio.sleep(0.001)
+
+    async with stubborn(chatter) as port, pushing(stage, url(port)) as pushed:
+        await retrying(pushed)
+        assert "0.2 Mbit/s" in pushed.state.error
 
 
 async def test_a_target_that_takes_nothing_is_given_up_and_the_session_does_not_notice(

@@ -1,4 +1,4 @@
-"""RTMP publishers: libav's own client, and one that says what it is told.
+"""RTMP publishers, libav's own client and one that says what it is told; and a server to push to.
 
 libav's runs in a process of its own, for PyAV holds the interpreter's lock while libav waits for the server.
 """
@@ -10,22 +10,31 @@ import json
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import av
 import numpy as np
 
+from protos.sessions.v1 import sessions_pb2
+from services.common.errors import NotFoundError
+from services.common.media.mpegts import AccessUnit, Codec
+from services.ingest.publishing import Published, Publishing
+from services.ingest.settings import IngestSettings
+from services.ingest.source import Source
 from services.ingest.transports.rtmp.chunks import ChunkReader, ChunkWriter, Message
 from services.ingest.transports.rtmp.commands import Command, command, read_command
 from services.ingest.transports.rtmp.handshake import SIZE, ClientHandshake
+from services.ingest.transports.rtmp.server import serve_rtmp
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FPS: Final = 25
+PLATFORM_KEY: Final = "secret-key"
 WITHIN: Final = (5.0, 5.0)  # seconds to open and to write
 
 
@@ -54,6 +63,8 @@ def publish(
         pictures.codec_context.time_base = Fraction(1, 1000)
         sound = out.add_stream(audio, rate=audio_rate, layout="stereo") if audio else None
         assert sound is None or isinstance(sound, av.AudioStream)
+        form = sound.codec_context.format.name if sound else "fltp"
+        resampler = av.AudioResampler(form, "stereo", audio_rate)
         started_s, samples = time.monotonic(), 0
         count = round(seconds * FPS)
         for index in range(count):
@@ -64,24 +75,17 @@ def publish(
             while sound is not None and samples / audio_rate <= index / FPS:
                 size = sound.codec_context.frame_size or 1024
                 tone = np.sin(np.arange(samples, samples + size) * 2 * np.pi * 440 / audio_rate)
-                name = sound.codec_context.format.name
-                part = av.AudioFrame.from_ndarray(_tone(tone, name), format=name, layout="stereo")
+                both = np.stack([tone, tone]).astype(np.float32)
+                part = av.AudioFrame.from_ndarray(both, format="fltp", layout="stereo")
                 part.sample_rate, part.time_base = audio_rate, Fraction(1, audio_rate)
                 part.pts = samples + begin_ms * audio_rate // 1000
-                out.mux(sound.encode(part))
+                for converted in resampler.resample(part):
+                    out.mux(sound.encode(converted))
                 samples += size
         out.mux(pictures.encode(None))
         if sound is not None:
             out.mux(sound.encode(None))
     return count
-
-
-def _tone(tone: Any, name: str) -> Any:
-    """As planes or interleaved, as floats or as numbers of 16 bits, whatever an encoder wants."""
-    both = np.stack([tone, tone]).astype(np.float32)
-    if name.startswith("s16"):
-        both = (both * 10_000).astype(np.int16)
-    return both if name.endswith("p") else np.ascontiguousarray(both.T.reshape(1, -1))
 
 
 def flv(path: Path, **facts: Any) -> Path:
@@ -167,6 +171,40 @@ class Talker:
         self.abort()
         with suppress(OSError):
             await self.writer.wait_closed()
+
+
+@dataclass
+class Platform:
+    """Somebody's RTMP server: takes what is published with the right key, and keeps it."""
+
+    units: list[AccessUnit] = field(default_factory=list)
+    publishers: int = 0
+    ended: int = 0
+
+    async def admit(self, key: str) -> sessions_pb2.Stream:
+        if key != PLATFORM_KEY:
+            raise NotFoundError(f"no stream {key}", reason="KEY_NOT_FOUND")
+        self.publishers += 1
+        return sessions_pb2.Stream()
+
+    async def publish(self, stream: sessions_pb2.Stream, source: Source) -> Published:
+        self.units += await source.first_picture()
+        async for units in source:
+            self.units += units
+        self.ended += 1
+        return Published("there", None)
+
+    @property
+    def pictures(self) -> list[AccessUnit]:
+        return [unit for unit in self.units if unit.codec is Codec.H264]
+
+    @asynccontextmanager
+    async def serving(self, port: int = 0, **facts: Any) -> AsyncIterator[int]:
+        settings = IngestSettings(
+            stream_secret="x" * 16, rtmp_listen=f"127.0.0.1:{port}", shutdown_grace_s=0.1, **facts
+        )
+        async with serve_rtmp(cast("Publishing", self), settings) as bound:
+            yield bound
 
 
 @dataclass(frozen=True, slots=True)

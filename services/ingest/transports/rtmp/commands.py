@@ -18,7 +18,7 @@ MEDIA_CHUNKS: Final = {Kind.AUDIO: 4, Kind.VIDEO: 6, Kind.DATA: 5}
 CHUNK_SIZE: Final = 4096  # of what we send; OBS's, so every server has seen it
 WINDOW: Final = 2_500_000  # bytes that may go unacknowledged: everybody's
 DYNAMIC: Final = 2  # a limit of bandwidth that may be seen as either kind
-LARGEST_COMMAND: Final = 64 * 1024
+LARGEST_COMMAND: Final = 16 * 1024
 
 STREAM_BEGIN, PING, PONG = 0, 6, 7
 

@@ -39,7 +39,7 @@ from services.ingest.transports.rtmp.commands import (
 )
 from services.ingest.transports.rtmp.handshake import ServerHandshake
 
-PREFACE_BYTES: Final = 128 * 1024  # before a stream is published: handshake and a few commands
+PREFACE_BYTES: Final = 16 * 1024  # before a stream is published: handshake and a few commands
 STREAM: Final = 1  # the one message stream that a connection has
 MEDIA: Final = frozenset({Kind.AUDIO, Kind.VIDEO})
 COMMANDS: Final = frozenset({Kind.COMMAND, Kind.COMMAND_AMF3})
@@ -89,6 +89,11 @@ class Conversation:
         self._url = ""
         self._refusal = REJECTED
         self._outgoing: list[bytes] = []
+
+    @property
+    def messages(self) -> int:
+        """How many messages came, of whatever kind."""
+        return self._reader.messages
 
     def take(self) -> bytes:
         """What is to be sent, once."""

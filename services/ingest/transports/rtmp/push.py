@@ -13,7 +13,7 @@ import os
 import random
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -26,6 +26,7 @@ from services.common.media.sound import AudioDecoder, AudioEncoder
 from services.ingest.bridge.identity import Closed
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.bridge.taps import Tap
+from services.ingest.source import Speed
 from services.ingest.transports.rtmp.calling import Calling, Step
 from services.ingest.transports.rtmp.target import Resolver, Target, parse_target
 from services.ingest.transports.rtmp.units import TagWriter
@@ -39,11 +40,13 @@ ATTEMPTS: Final = Counter(
 CONNECT_S: Final = 10.0  # for TCP and TLS, to one address
 CALL_S: Final = 10.0  # from a connection to a stream that may be published
 STALL_S: Final = 10.0  # a target that takes nothing for so long is given up
-FAREWELL_S: Final = 2.0  # for the last pictures and words when the session is over
+FAREWELL_S: Final = 3.0  # for the last pictures and words when the session is over
+LEAVE_S: Final = 1.0  # of it, for the server to hang up
 FIRST_RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 30.0
 STEADY_S: Final = 30.0  # who was live for so long begins anew with the waiting
 UNSENT_BYTES: Final = 256 * 1024  # what waits for a slow target; then the tap drops to a key frame
+CHATTER_MBPS: Final = 0.2  # of a server, over 5 s: it has little to say, and each message costs us time
 MOST_ADDRESSES: Final = 4  # of a name that are tried
 
 
@@ -90,16 +93,17 @@ class RtmpPush:
             )
             return
         loop = asyncio.get_running_loop()
-        failures = 0
+        longest_s = 0.0
         while not self._session.closed.done():
             self.state = replace(self.state, phase=Phase.CONNECTING, attempts=self.state.attempts + 1)
             began_s = loop.time()
             try:
                 await self._attempt(self._target)
             except (SluiceError, OSError) as error:  # a TimeoutError too
-                failures = 0 if loop.time() - began_s > STEADY_S else failures + 1
+                if loop.time() - began_s > STEADY_S:
+                    longest_s = 0.0
+                longest_s = min(LONGEST_RETRY_S, max(FIRST_RETRY_S, 2 * longest_s))
                 self._failed(error)
-                longest_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** max(0, failures - 1))
                 pause_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
                 await asyncio.wait({self._session.closed}, timeout=pause_s)
         self.state = replace(self.state, phase=Phase.ENDED)
@@ -133,13 +137,13 @@ class RtmpPush:
     async def _push(self, target: Target) -> None:
         addresses = await self._resolver.resolve(target, private=self._private)
         async with _connection(target, addresses[:MOST_ADDRESSES]) as (reader, writer):
-            calling = Calling(target)
+            calling, chatter = Calling(target), Speed(CHATTER_MBPS)
             async with asyncio.timeout(CALL_S):
                 while calling.step is not Step.LIVE:
                     writer.write(calling.take())
-                    await _hear(calling, reader)
+                    await _hear(calling, reader, chatter)
             tap = self._session.tap()
-            listening = asyncio.ensure_future(_listen(calling, reader, writer))
+            listening = asyncio.ensure_future(_listen(calling, reader, writer, chatter))
             feeding = asyncio.ensure_future(_feed(calling, writer, tap))
             self.state = replace(self.state, phase=Phase.LIVE, error="")
             log.info("rtmp push live", session=self._session.identity.session, host=target.host)
@@ -148,6 +152,8 @@ class RtmpPush:
                 await asyncio.wait({listening, feeding}, return_when=asyncio.FIRST_COMPLETED)
                 if feeding.done():
                     feeding.result()
+                    # Closed at once, with something of the server's unread, the end might be lost there.
+                    await asyncio.wait({listening}, timeout=LEAVE_S)
                 else:
                     listening.result()
             finally:
@@ -195,17 +201,20 @@ async def _connection(
     raise last
 
 
-async def _hear(calling: Calling, reader: asyncio.StreamReader) -> None:
+async def _hear(calling: Calling, reader: asyncio.StreamReader, chatter: Speed) -> None:
     data = await reader.read(65_536)
     if not data:
         raise UnavailableError("the server closed the connection", reason="RTMP_PUSH_CLOSED")
+    chatter.count(len(data))
     calling.feed(data)
 
 
-async def _listen(calling: Calling, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _listen(
+    calling: Calling, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chatter: Speed
+) -> None:
     """Answer what the server asks, until it says no."""
     while True:
-        await _hear(calling, reader)
+        await _hear(calling, reader, chatter)
         writer.write(calling.take())
 
 
@@ -222,10 +231,8 @@ async def _feed(calling: Calling, writer: asyncio.StreamWriter, tap: Tap) -> Non
         await _send(calling, writer)
     calling.finish()
     await _send(calling, writer)
-    writer.close()
-    with suppress(OSError, TimeoutError):
-        async with asyncio.timeout(FAREWELL_S):
-            await writer.wait_closed()
+    if writer.can_write_eof():
+        writer.write_eof()
 
 
 async def _send(calling: Calling, writer: asyncio.StreamWriter) -> None:

@@ -18,7 +18,9 @@ from typing import Final, cast
 import structlog
 from prometheus_client import Counter, Gauge
 
-from services.common.errors import InvalidError, SluiceError
+from protos.inference.v1 import runner_pb2
+from protos.sessions.v1 import sessions_pb2
+from services.common.errors import ConflictError, InvalidError, SluiceError
 from services.common.lifecycle import Bulkhead
 from services.common.settings import host_port
 from services.common.telemetry import report_bug
@@ -26,7 +28,7 @@ from services.ingest.publishing import Publishing, end_error
 from services.ingest.settings import IngestSettings
 from services.ingest.source import DAMAGE, PublisherVanishedError, PushedSource, Speed
 from services.ingest.transports.rtmp.chunks import Message
-from services.ingest.transports.rtmp.conversation import Conversation, Event, Finished, Phase, PublishAsked
+from services.ingest.transports.rtmp.conversation import Conversation, Event, Finished, PublishAsked
 from services.ingest.transports.rtmp.units import TagReader
 
 log = structlog.get_logger()
@@ -41,6 +43,7 @@ LEFT_OUT: Final = Counter(
 BACKLOG: Final = 512
 ASK_S: Final = 10.0  # from a connection to its publish command: three round trips
 SILENT_S: Final = 30.0  # a publisher that sends nothing for so long is gone
+EVICT_S: Final = 2.0  # for a session to notice that its publisher is gone
 LINGER_S: Final = 1.0  # for a client to read why it is refused while it still sends
 UNREAD_BYTES: Final = 64 * 1024  # of answers that a client may leave in our memory
 MESSAGE_COST: Final = 64  # bytes that a message counts for at least, for each costs time
@@ -50,6 +53,7 @@ class Publisher:
     """One publisher's media on their way into its source."""
 
     def __init__(self, settings: IngestSettings) -> None:
+        self.stream = ""  # its id, when the key was looked at
         # The connection itself limits the bitrate, for what is no media costs time as well.
         self.source: Final = PushedSource(first_within_s=settings.first_picture_s, fastest_mbps=None)
         self._speed = Speed(settings.max_bitrate_mbps)
@@ -72,7 +76,7 @@ class Publisher:
             self._left_out = self._tags.left_out
             if self._left_out:
                 LEFT_OUT.inc()
-                log.info("sound is left out", transport="rtmp", codec=self._left_out)
+                log.info("sound is left out", stream=self.stream, codec=self._left_out)
         if unit is not None:
             self.source.push(unit, arrived_s)
 
@@ -86,6 +90,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: RtmpServer) -> None:
         self._server = server
         self.address = ""
+        self.key = ""  # that it publishes with
+        self.task: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._conversation = Conversation()
         self._publisher: Publisher | None = None
@@ -111,9 +117,11 @@ class Connection(asyncio.Protocol):
             return
         self._arrived_s = time.monotonic()
         try:
+            before = self._conversation.messages
             events = self._conversation.feed(data)
             if self._publisher is not None:
-                self._publisher.count(max(len(data), MESSAGE_COST * len(events)))
+                messages = self._conversation.messages - before
+                self._publisher.count(max(len(data), MESSAGE_COST * messages))
             for event in events:
                 self._handle(event)
         except SluiceError as error:
@@ -133,7 +141,8 @@ class Connection(asyncio.Protocol):
         if isinstance(event, PublishAsked):
             self._publisher = Publisher(self._server.settings)
             self._expire(SILENT_S, self._look)
-            self._server.start(self.publish(event.key, self._publisher))
+            self.key = event.key
+            self.task = self._server.start(self._publish(event.key, self._publisher))
             return
         assert self._publisher is not None
         if isinstance(event, Finished):
@@ -149,17 +158,35 @@ class Connection(asyncio.Protocol):
         else:
             self.refuse(error)
 
-    async def publish(self, key: str, publisher: Publisher) -> None:
-        """The life of a publisher, and its last words."""
+    async def _admit(self, key: str) -> sessions_pb2.Stream:
+        """Who lost its network is back before we know that it was lost: the old connection gives way."""
         publishing = self._server.publishing
         try:
             stream = await publishing.admit(key)
+        except ConflictError:
+            if not await self._server.evict(key, but=self):
+                raise
+            stream = await publishing.admit(key)
+        if stream.delivery == runner_pb2.DELIVERY_COMPLETE:
+            raise InvalidError(
+                "a `complete` stream holds its publisher back, which no encoder expects: publish it to /ts",
+                reason="COMPLETE_NOT_SERVED",
+                field="delivery",
+            )
+        return stream
+
+    async def _publish(self, key: str, publisher: Publisher) -> None:
+        """The life of a publisher, and its last words."""
+        publishing = self._server.publishing
+        try:
+            stream = await self._admit(key)
+            publisher.stream = stream.id
             self._conversation.accept()
             self._flush()
             published = await publishing.publish(stream, publisher.source)
             if published.ended is None:
                 self._conversation.confirm()
-                self._part()
+                self._await_leaving()
             else:
                 self.refuse(end_error(published.ended))
         except PublisherVanishedError:
@@ -175,7 +202,8 @@ class Connection(asyncio.Protocol):
     def refuse(self, error: SluiceError) -> None:
         """Say why, and part."""
         REFUSED.labels(error.reason).inc()
-        log.info("rtmp publisher refused", reason=error.reason, message=error.message)
+        stream = self._publisher.stream if self._publisher is not None else ""
+        log.info("rtmp publisher refused", stream=stream, reason=error.reason, message=error.message)
         self._conversation.refuse(error)
         self._part()
 
@@ -183,14 +211,19 @@ class Connection(asyncio.Protocol):
 
     def _part(self) -> None:
         """End the connection when its client had the words: closed while it sends, it would lose them."""
-        self._deaf = True
-        self._flush()
+        self._await_leaving()
         if self._transport is None or self._transport.is_closing():
             return
         if self._transport.can_write_eof():
             with suppress(OSError):  # the client was quicker
                 self._transport.write_eof()
-        self._expire(LINGER_S, self.abort)
+
+    def _await_leaving(self) -> None:
+        """Hear nothing more, and let the client close the connection: some take our doing so for an error."""
+        self._deaf = True
+        self._flush()
+        if self._transport is not None:
+            self._expire(LINGER_S, self.abort)
 
     def abort(self) -> None:
         self._deaf = True
@@ -202,12 +235,11 @@ class Connection(asyncio.Protocol):
 
     def _look(self) -> None:
         """Let a publisher go whose host fell silent; a connection does not notice that by itself."""
-        silent_s = time.monotonic() - self._arrived_s
-        if silent_s >= SILENT_S:
+        if self.silent_s >= SILENT_S:
             REFUSED.labels("RTMP_SILENT").inc()
             self.abort()
         else:
-            self._expire(SILENT_S - silent_s, self._look)
+            self._expire(SILENT_S - self.silent_s, self._look)
 
     def _flush(self) -> None:
         said = self._conversation.take()
@@ -228,8 +260,13 @@ class Connection(asyncio.Protocol):
             self._timer = None
 
     @property
-    def publishing(self) -> bool:
-        return self._conversation.phase is Phase.PUBLISHING and not self._deaf
+    def silent_s(self) -> float:
+        return time.monotonic() - self._arrived_s
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for anything here."""
+        return self._publisher is None and not self._deaf
 
 
 class RtmpServer:
@@ -267,15 +304,29 @@ class RtmpServer:
         if not self._connections:
             self._deserted.set()
 
-    def start(self, work: Coroutine[object, object, None]) -> None:
+    def start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Run a publisher's task until it ends or the server does."""
         self._started += 1
-        self._tasks.start(f"rtmp/{self._started}", work)
+        return self._tasks.start(f"rtmp/{self._started}", work)
+
+    async def evict(self, key: str, *, but: Connection) -> bool:
+        """End another connection that publishes with `key`, if it is silent; False when there is none."""
+        silent = [
+            (one, one.task)
+            for one in self._connections
+            if one is not but and one.key == key and one.silent_s > self.settings.silent_after_s
+        ]
+        tasks = {task for _, task in silent if task is not None and not task.done()}
+        for one, _ in silent:
+            one.abort()
+        if tasks:
+            await asyncio.wait(tasks, timeout=EVICT_S)
+        return bool(tasks)
 
     async def stop(self, grace_s: float) -> None:
         """Let those go who are being told why, then all; returns when nobody is left."""
         for connection in tuple(self._connections):
-            if not connection.publishing:
+            if connection.idle:
                 connection.abort()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):

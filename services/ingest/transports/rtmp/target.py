@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ LONGEST: Final = 2000  # characters: some platforms sign their addresses
 LONGEST_WORDS: Final = 200  # of what a server says
 SHORT_APP: Final = 8  # "live", "live2", "app": no secret, and part of many words
 PORTS: Final = {"rtmp": 1935, "rtmps": 443}
+# Names as name servers and certificates know them; other alphabets are written as xn--.
+HOST: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63})*\.?")
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 RESOLVE_S: Final = 10.0
 
@@ -74,11 +77,13 @@ def parse_target(url: str, *, private: bool) -> Target:
         raise _wrong("user and password are not supported; a stream key belongs into the path")
     host = parts.hostname or ""
     app, _, name = parts.path.strip("/").rpartition("/")
-    if not host or not app or not name:
+    if not (HOST.fullmatch(host) or _literal(host)) or not app or not name:
         raise _wrong("an RTMP address is rtmp://host/app/name")
     if parts.query:
         name = f"{name}?{parts.query}"
-    if not private and (host == "localhost" or host.endswith(".localhost") or _literal_is_private(host)):
+    literal = _literal(host)
+    inside = host == "localhost" or host.endswith(".localhost") or (literal and not is_public(literal))
+    if inside and not private:
         raise _wrong("the host is not on the public internet")
     return Target(parts.scheme == "rtmps", host, port or PORTS[parts.scheme], app, name)
 
@@ -87,11 +92,11 @@ def _wrong(why: str) -> InvalidError:
     return InvalidError(f"output_rtmp_url: {why}", reason="INVALID_TARGET", field="output_rtmp_url")
 
 
-def _literal_is_private(host: str) -> bool:
+def _literal(host: str) -> Address | None:
     try:
-        return not is_public(ipaddress.ip_address(host))
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 def is_public(address: Address) -> bool:

@@ -5,6 +5,7 @@ The rule it keeps: what cannot be used costs itself, counted; only pictures of a
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from services.common.errors import InvalidError
@@ -15,7 +16,8 @@ from services.ingest.transports.rtmp.chunks import MASK_32, Kind, Message
 from services.ingest.transports.rtmp.tags import Part
 
 TICKS_PER_MS: Final = CLOCK_HZ // 1000
-HALF: Final = 1 << 31
+# Twelve days: no clock jumps so far, but libav's takes only 31 of its 32 bits and begins again after them.
+FARTHEST_MS: Final = 1 << 30
 LARGEST_OPUS: Final = 3 * 1276 * 2  # RFC 6716 §3.2.5: six frames of 20 ms
 LONGEST_REORDERING_MS: Final = (1 << 23) - 1  # what a tag's 24 bits hold
 
@@ -106,12 +108,20 @@ class TagReader:
         return aac.to_adts(self._aac, body)
 
     def _unwrap(self, timestamp: int) -> int:
-        """Milliseconds that went past 32 bits, nearest to the newest ones."""
+        """Milliseconds that went past their bits, nearest to the newest ones."""
         if self._latest_ms is None:
             self._latest_ms = timestamp
         else:
-            self._latest_ms += (timestamp - self._latest_ms + HALF & MASK_32) - HALF
+            step = _signed(timestamp - self._latest_ms, 32)
+            if abs(step) > FARTHEST_MS:
+                step = _signed(step, 31)
+            self._latest_ms += step
         return self._latest_ms
+
+
+def _signed(number: int, bits: int) -> int:
+    half = 1 << bits - 1
+    return (number + half) % (2 * half) - half
 
 
 class TagWriter:
@@ -165,14 +175,13 @@ class TagWriter:
         return [*messages, self._message(Kind.AUDIO, at_ms, tags.write_aac(Part.MEDIA, frame))]
 
     def _metadata(self, picture: bytes) -> Message:
-        width, height = h264.picture_size(picture)
         facts: dict[str, amf.Value] = {
-            "width": width,
-            "height": height,
             "videocodecid": tags.AVC,
             "audiocodecid": tags.AAC,
             "encoder": "Sluice",
         }
+        with suppress(InvalidError):  # servers can do without
+            facts["width"], facts["height"] = h264.picture_size(picture)
         return self._message(Kind.DATA, 0, amf.encode("@setDataFrame", "onMetaData", facts))
 
     def _ms(self, ticks: int) -> int:

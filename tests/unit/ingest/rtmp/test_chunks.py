@@ -106,11 +106,11 @@ def test_time_goes_on_past_32_bits() -> None:
     ("first", "number"), [(b"\x00\x05", 69), (b"\x01\x05\x01", 64 + 5 + 256)], ids=["two", "three"]
 )
 def test_chunk_streams_of_longer_numbers_are_known_again(first: bytes, number: int) -> None:
-    header = head(0, 2, 7, 130, 9)[1:]
+    header = head(0, 2, 7, 258, 9)[1:]
     again = bytes((first[0] | 0xC0,)) + first[1:]
-    data = first + header + b"x" * 128 + again + b"yy"
+    data = first + header + b"x" * 128 + again + b"y" * 128 + again + b"zz"
     for step in (1, 2, 1000):
-        assert read(data, step) == [Message(9, b"x" * 128 + b"yy", 7, 1)], number
+        assert read(data, step) == [Message(9, b"x" * 128 + b"y" * 128 + b"zz", 7, 1)], number
 
 
 def test_an_empty_message_is_one() -> None:
