@@ -13,6 +13,10 @@ export default defineConfig({
     reportCompressedSize: true,
   },
   server: {
-    proxy: { "^/(v1|whip|whep|hls|ts)/": { target: process.env.SLUICE_URL ?? "http://localhost:8000" } },
+    proxy: {
+      "^/(v1|whip|webrtc|hls|ts|docs|openapi.json)": {
+        target: process.env.SLUICE_URL ?? "http://localhost:8000",
+      },
+    },
   },
 })

@@ -72,6 +72,7 @@ export class Studio {
   // As text, for offers come again and again, and only another schema makes other controls.
   readonly #schema = computed(() => JSON.stringify(this.offer.value?.params_schema ?? {}))
   readonly controls = computed(() => controlsOf(JSON.parse(this.#schema.value)))
+  readonly ready = computed(() => this.source.value !== null || this.kind.value === "elsewhere")
   readonly running = computed(() => ["starting", "live", "reconnecting"].includes(this.phase.value))
   readonly estimatedMs = computed(() => {
     const [link, status] = [this.link.value, this.status.value]
@@ -83,6 +84,7 @@ export class Studio {
   #viewer: Peering | null = null
   #file: File | null = null
   #opening = 0
+  #patient = false
   #streamOf = ""
   #retry: ReturnType<typeof setTimeout> | undefined
   #numbered = 0
@@ -150,11 +152,14 @@ export class Studio {
 
   /** Raises nothing: what fails is in `sourceFailure`. */
   async choose(kind: SourceKind, file: File | null = this.#file): Promise<void> {
+    if (this.running.value && this.source.value === null) await this.stop()
     this.kind.value = kind
     this.#file = file
     this.sourceFailure.value = null
     const opening = ++this.#opening
-    if (kind === "file" && file === null) {
+    // Until a file is chosen, what is being sent goes on.
+    if (kind === "file" && file === null && this.running.value) return
+    if (kind === "elsewhere" || (kind === "file" && file === null)) {
       this.#use(null)
       return
     }
@@ -164,9 +169,15 @@ export class Studio {
       else this.#use(source)
     } catch (error) {
       if (opening !== this.#opening) return
-      this.#use(null)
+      if (!this.running.value) this.#use(null)
       this.sourceFailure.value = failureOf(error)
     }
+  }
+
+  /** The choice of another source came to nothing; the one before goes on. */
+  keepSource(): void {
+    this.sourceFailure.value = null
+    this.kind.value = this.source.value?.kind ?? this.kind.value
   }
 
   #open(kind: SourceKind, file: File | null): Source | Promise<Source> {
@@ -186,14 +197,18 @@ export class Studio {
       if (this.source.value === source) this.#use(null)
     })
     if (source && this.#publisher) void this.#publisher.replace(source.media)
-    if (source === null && this.running.value) void this.stop()
+    if (source === null && before !== null && this.running.value) void this.stop()
   }
 
   // --- the run
 
   async start(): Promise<void> {
-    const source = this.source.value
-    if (source === null || this.running.value) return
+    this.#patient = false
+    await this.#run()
+  }
+
+  async #run(): Promise<void> {
+    if (!this.ready.value || this.running.value) return
     clearTimeout(this.#retry)
     const stop = new AbortController()
     this.#stop = stop
@@ -209,21 +224,33 @@ export class Studio {
       stop.signal.throwIfAborted()
       void this.#watch(stream, stop)
       void this.#measure(stop.signal)
-      let heard = false
-      await keep(
-        () => Peering.publish(stream.whip_url, this.source.value?.media ?? source.media, stop.signal),
-        (peering) => {
-          // Not before: until then the platform may still speak of the stream's session before this one.
-          if (peering && !heard) void this.#listen(stream, stop)
-          heard ||= peering !== null
-          this.#publisher = peering
-          this.#stands(stop)
-        },
-        stop.signal,
-      )
+      if (this.source.value === null) await this.#listen(stream, stop)
+      else await this.#publish(stream, this.source.value, stop)
     } catch (error) {
       this.#failed(error, stop)
     }
+  }
+
+  async #publish(stream: api.Stream, source: Source, stop: AbortController): Promise<void> {
+    let heard = false
+    let sent = source
+    await keep(
+      () => {
+        sent = this.source.value ?? source
+        return Peering.publish(stream.whip_url, sent.media, stop.signal)
+      },
+      (peering) => {
+        // Another source may have been chosen while the connection was made.
+        const chosen = this.source.value
+        if (peering && chosen && chosen !== sent) void peering.replace(chosen.media)
+        // Not before: until then the platform may still speak of the stream's session before this one.
+        if (peering && !heard) void this.#listen(stream, stop)
+        heard ||= peering !== null
+        this.#publisher = peering
+        this.#stands(stop)
+      },
+      stop.signal,
+    )
   }
 
   /** Beside publishing and not after it: until there are pictures the platform shows a still. */
@@ -246,7 +273,8 @@ export class Studio {
 
   #stands(stop: AbortController): void {
     if (stop.signal.aborted) return
-    if (this.#publisher && this.#viewer) this.phase.value = "live"
+    if (this.#publisher) this.#patient = false
+    if (this.#viewer && (this.#publisher || this.source.value === null)) this.phase.value = "live"
     else if (this.phase.value === "live") this.phase.value = "reconnecting"
   }
 
@@ -260,6 +288,7 @@ export class Studio {
       this.failure.value = failureOf(error)
       if (error instanceof ApiError && error.status === 401) this.#needKey()
     })
+    if (this.#patient && this.failure.value?.remedy === "wait") this.wait()
   }
 
   /** Raises nothing; the stream stays, so that its addresses and its parameters do. */
@@ -279,14 +308,13 @@ export class Studio {
     })
   }
 
-  /** Start again by itself, when the platform said that it may work. */
+  /** Start again by itself when the platform said that it may work, as often as it says so. */
   wait(): void {
     const after = (this.failure.value?.afterS ?? 1) * 1000
     this.retryAt.value = Date.now() + after
     this.phase.value = "waiting"
-    this.#retry = setTimeout(async () => {
-      await this.start()
-    }, after)
+    this.#patient = true
+    this.#retry = setTimeout(() => void this.#run(), after)
   }
 
   async #streamFor(pipeline: string): Promise<api.Stream> {

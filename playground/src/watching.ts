@@ -24,11 +24,11 @@ export class Watching {
     batch(() => {
       this.phase.value = "connecting"
       this.failure.value = null
-      this.media.value = media
+      this.media.value = null
     })
     try {
       await keep(
-        () => Peering.watch(this.#url, ({ track }) => replace(media, track), stop.signal),
+        () => Peering.watch(this.#url, ({ track }) => this.#take(media, track), stop.signal),
         (peering) => {
           if (!stop.signal.aborted) this.phase.value = peering ? "watching" : "reconnecting"
         },
@@ -39,6 +39,12 @@ export class Watching {
       this.phase.value = "failed"
       this.failure.value = viewersFailure(error)
     }
+  }
+
+  // A video element that was given a stream without tracks would keep the page loading for ever.
+  #take(media: MediaStream, track: MediaStreamTrack): void {
+    replace(media, track)
+    this.media.value = media
   }
 
   leave(): void {

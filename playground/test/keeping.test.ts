@@ -24,10 +24,11 @@ class Trial {
   readonly made: Connection[] = []
   readonly states: boolean[] = []
   readonly stop = new AbortController()
-  readonly refusals: Error[] = []
-  ended: Promise<string>
+  readonly refusals: Error[]
+  readonly ended: Promise<string>
 
-  constructor() {
+  constructor(...refusals: Error[]) {
+    this.refusals = refusals
     const open = async () => {
       const refusal = this.refusals.shift()
       if (refusal) throw refusal
@@ -114,8 +115,7 @@ test("a refusal that will not change ends it", async () => {
 })
 
 test("the first time there is no second try", async () => {
-  const trial = new Trial()
-  trial.refusals.push(new ApiError("no slot", 503))
+  const trial = new Trial(new ApiError("no slot", 503))
   assert.equal(await trial.ended, "ApiError")
 })
 

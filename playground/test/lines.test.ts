@@ -35,7 +35,12 @@ test("what is set is in the lines, safe for a shell", () => {
     made.get("curl, new") ?? "",
     /'\{"pipeline":"effects","params":\{"prompt":"it'\\''s neon"\}\}'$/,
   )
-  assert.match(made.get("sluice") ?? "", /--prompt 'it'\\''s neon'$/)
+})
+
+test("the command is told where the platform is, unless it knows", () => {
+  assert.equal(lines(false).get("sluice play"), "sluice play str_1 --url http://host:8000")
+  const [send] = linesOf(STREAM, {}, "http://localhost:8000", false)
+  assert.equal(send?.lines.at(-1)?.text, "sluice publish clip.mp4 --stream str_1")
 })
 
 test("what a shell reads as it is stays as it is", () => {

@@ -108,7 +108,7 @@ def test_the_camera_comes_back_transformed_and_nothing_leaves_the_origin(
 ) -> None:
     with opened(browser, stack.url) as (tab, asked):
         page = tab.page
-        page.get_by_label("Camera").check(force=True)
+        press(page, "Camera")
         press(page, "neon")
         press(page, "Start")
         plays(page)
@@ -215,19 +215,36 @@ def test_the_end_of_a_session_is_told_with_its_reason(tab: Tab, stack: Stack) ->
     expect(page.get_by_role("button", name="Start again")).to_be_visible()
 
 
+def test_a_connection_that_breaks_is_said_and_comes_back_in_the_same_session(tab: Tab, stack: Stack) -> None:
+    page = tab.page
+    press(page, "Start")
+    plays(page)
+    stream = stream_of(page)
+    session = stack.live_session(stream)
+    ingest = stack.processes()["ingest"]
+    ingest.suspend()
+    try:
+        expect(said(page)).to_have_text("Connection lost, trying to get it back.", timeout=25_000)
+    finally:
+        ingest.resume()
+    expect(said(page)).to_have_text("Live.", timeout=25_000)
+    plays(page)
+    assert stack.live_session(stream) == session
+    press(page, "Stop")
+
+
 def test_without_capacity_the_page_offers_to_keep_trying_and_starts_by_itself(tab: Tab, stack: Stack) -> None:
     page = tab.page
     other = stack.stream("sketch")
-    process = publisher.start(other["publish_url"], seconds=60)
-    try:
+    with publisher.start(other["publish_url"], seconds=60) as process:
         stack.live_session(other["id"])
         press(page, "Start")
         expect(page.locator(".notice strong")).to_have_text("All runners are busy", timeout=15_000)
         press(page, "Keep trying")
+        for _ in range(2):
+            page.wait_for_event("response", lambda answer: answer.status == 503, timeout=20_000)
         expect(said(page)).to_have_text("Waiting to try again.")
-    finally:
         process.kill()
-        process.communicate()
     stack.request("DELETE", f"/v1/streams/{other['id']}")
     plays(page)
     press(page, "Stop")
@@ -247,10 +264,10 @@ def test_a_server_that_is_away_is_said_and_found_again(tab: Tab) -> None:
 def test_without_permission_for_the_camera_the_page_says_what_to_do(tab: Tab) -> None:
     page = tab.page
     page.evaluate(REFUSE_CAMERA)
-    page.get_by_label("Camera").check(force=True)
+    press(page, "Camera")
     expect(page.locator(".notice strong")).to_have_text("No permission")
     expect(page.get_by_role("button", name="Start")).to_be_disabled()
-    page.get_by_label("Test pattern").check(force=True)
+    press(page, "Pattern")
     expect(page.get_by_role("button", name="Start")).to_be_enabled()
     quiet(tab)
 
@@ -258,9 +275,40 @@ def test_without_permission_for_the_camera_the_page_says_what_to_do(tab: Tab) ->
 def test_a_file_is_sent_as_live_video(tab: Tab, sample: Path) -> None:
     page = tab.page
     with page.expect_file_chooser() as chooser:
-        page.get_by_label("File", exact=True).check(force=True)
+        press(page, "File")
     chooser.value.set_files(sample)
     press(page, "Start")
+    plays(page)
+    press(page, "Stop")
+    quiet(tab)
+
+
+def test_another_program_sends_and_the_page_shows_and_steers_it(tab: Tab, stack: Stack) -> None:
+    page = tab.page
+    press(page, "Elsewhere")
+    press(page, "Start")
+    expect(page.locator(".notice strong").last).to_have_text("Waiting for video", timeout=10_000)
+    stream = stack.request("GET", f"/v1/streams/{stream_of(page)}")
+    with publisher.start(stream["publish_url"], seconds=8) as process:
+        plays(page)
+        press(page, "neon")
+        expect(page.locator(".changed")).to_contain_text("in the picture after", timeout=MOVES_MS)
+        assert process.wait(30) == 0
+    expect(page.locator(".cover strong")).to_have_text("Finished", timeout=15_000)
+    quiet(tab)
+
+
+def test_a_source_is_exchanged_while_it_runs(tab: Tab) -> None:
+    page = tab.page
+    press(page, "Start")
+    plays(page)
+    press(page, "Camera")
+    page.evaluate(REFUSE_CAMERA)
+    plays(page)
+    press(page, "Pattern")
+    press(page, "Camera")
+    expect(page.locator(".notice strong")).to_have_text("No permission")
+    press(page, "Stay with the source before")
     plays(page)
     press(page, "Stop")
     quiet(tab)

@@ -1,4 +1,4 @@
-"""The playground's pictures, made by the pipelines they stand for: `python -m tests.support.playground_pictures`.
+"""Paints the playground's pictures, with the pipelines they stand for: run it as a module to renew them.
 
 "Big Buck Bunny", (c) 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0.
 """
@@ -48,24 +48,21 @@ def main() -> None:
 def _around(rgb: Picture, at: float) -> Picture:
     """The rabbit, nearer, with its middle at this share of the width."""
     height, width = rgb.shape[:2]
-    move = np.float64(
+    move = np.array(
         [
             [NEAR, 0, (at - NEAR * RABBIT[0]) * width],
             [0, NEAR, (0.5 - NEAR * RABBIT[1]) * height],
         ]
     )
-    near: Picture = cv2.warpAffine(
-        rgb, move, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
-    )
-    return near
+    near = cv2.warpAffine(rgb, move, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(near, np.uint8)
 
 
 def _frame(number: int) -> Picture:
     with av.open(str(CLIP)) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if index == number:
-                rgb: Picture = frame.reformat(width=WIDTH, height=HEIGHT, format="rgb24").to_ndarray()
-                return rgb
+                return np.asarray(frame.reformat(WIDTH, HEIGHT, "rgb24").to_ndarray(), np.uint8)
     raise ValueError(f"{CLIP} has no frame {number}")
 
 

@@ -48,7 +48,8 @@ export class LinkMeter {
 
 /**
  * From the source's picture to this screen, as far as anybody measured it: the browser's encoding, half a round
- * trip each way, the platform's own time, the browser's buffer and decoding. The display's own delay is not in it.
+ * trip each way, the platform's own time, the browser's buffer and decoding. It is more than that: what cameras,
+ * displays and the waiting for their next picture add, nobody here can see.
  */
 export function latencyOf(link: Link, platformMs: number): number | null {
   const { encodeMs, upMs, downMs, receiveMs } = link

@@ -2,7 +2,8 @@
 
 import { drawPattern } from "./pattern.ts"
 
-export type SourceKind = "pattern" | "camera" | "screen" | "file"
+/** "elsewhere": another program publishes, and this page watches and steers. */
+export type SourceKind = "pattern" | "camera" | "screen" | "file" | "elsewhere"
 
 export interface Wanted {
   /** Of the picture, in pixels; its width follows from 16:9 or from the source. */

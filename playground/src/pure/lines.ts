@@ -22,12 +22,14 @@ export interface Group {
   readonly lines: readonly Line[]
 }
 
+const COMMANDS_OWN = "http://localhost:8000" // what `sluice` calls unless it is told otherwise
 const X264 = "-c:v libx264 -preset veryfast -tune zerolatency -bf 0 -g 60 -pix_fmt yuv420p"
 
 /** `base`: where the API is; `needsKey`: whether calls of it must carry one, which these lines leave to the shell. */
 export function linesOf(stream: Addresses, params: Params, base: string, needsKey: boolean): Group[] {
   const key = needsKey ? ' -H "Authorization: Bearer $SLUICE_API_KEY"' : ""
   const json = ` -H 'Content-Type: application/json'`
+  const url = base === COMMANDS_OWN ? "" : ` --url ${base}`
   const server = stream.rtmp_url.slice(0, stream.rtmp_url.lastIndexOf("/"))
   const name = stream.rtmp_url.slice(server.length + 1)
   const body = (value: unknown) => shellQuoted(JSON.stringify(value))
@@ -46,6 +48,7 @@ export function linesOf(stream: Addresses, params: Params, base: string, needsKe
           label: "ffmpeg, MPEG-TS",
           text: `ffmpeg -re -i clip.mp4 ${X264} -c:a aac -f mpegts ${shellQuoted(stream.publish_url)}`,
         },
+        { label: "sluice publish", text: `sluice publish clip.mp4 --stream ${stream.id}${url}` },
       ],
     },
     {
@@ -54,6 +57,7 @@ export function linesOf(stream: Addresses, params: Params, base: string, needsKe
         { label: "WHEP", text: stream.whep_url },
         { label: "HLS", text: stream.hls_url },
         { label: "ffplay", text: `ffplay -fflags nobuffer -flags low_delay ${shellQuoted(stream.play_url)}` },
+        { label: "sluice play", text: `sluice play ${stream.id}${url}` },
       ],
     },
     {
@@ -67,17 +71,9 @@ export function linesOf(stream: Addresses, params: Params, base: string, needsKe
           label: "curl, change",
           text: `curl -s -X PATCH ${base}/v1/streams/${stream.id}${key}${json} -d ${body({ params })}`,
         },
-        {
-          label: "sluice",
-          text: `sluice transform clip.mp4 -o out.mp4 --pipeline ${stream.pipeline}${promptOf(params)}`,
-        },
       ],
     },
   ]
-}
-
-function promptOf({ prompt }: Params): string {
-  return typeof prompt === "string" && prompt !== "" ? ` --prompt ${shellQuoted(prompt)}` : ""
 }
 
 export function shellQuoted(text: string): string {

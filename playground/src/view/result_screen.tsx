@@ -9,14 +9,18 @@ import { sinceTime } from "../pure/timecode.ts"
 import type { Studio } from "../studio.ts"
 import { CopyButton } from "./copy.tsx"
 import { Icon } from "./icon.tsx"
-import { onPictures } from "./pictures.ts"
+import { onPictures, VIDEO_GAP_MS } from "./pictures.ts"
 import { Notice, Screen } from "./screen.tsx"
 
 const READ_EVERY_MS = 250
 const READS_KEPT_MS = 2000 // their median is shown; while a picture fades into another look some cannot be read
 const PLAUSIBLE_MS = 20_000
-// The platform shows a still about once a second while it waits; video comes faster.
-const VIDEO_GAP_MS = 300
+
+const STATES: Readonly<Record<string, string>> = {
+  degraded: "slower than it should be",
+  paused: "no video arrives",
+  migrating: "moves to another runner",
+}
 
 export function ResultScreen({ studio }: { studio: Studio }) {
   const video = useRef<HTMLVideoElement>(null)
@@ -28,6 +32,7 @@ export function ResultScreen({ studio }: { studio: Studio }) {
   return (
     <Screen
       name="Result"
+      state={STATES[studio.status.value?.phase ?? ""] ?? ""}
       media={media}
       muted={muted.value}
       live={studio.phase.value === "live"}
@@ -80,8 +85,12 @@ function Said({ studio }: { studio: Studio }) {
   const ending = studio.ending.value
   const away = studio.away.value
   switch (studio.phase.value) {
-    case "starting":
     case "live":
+      if (studio.source.value === null) {
+        return <Notice title="Waiting for video" text="Send it to one of the addresses below." />
+      }
+      return <Notice title="Starting…" text="Waiting for the first picture." />
+    case "starting":
       return <Notice title="Starting…" text="Waiting for the first picture." />
     case "reconnecting":
       return (

@@ -5,6 +5,8 @@ import { useEffect, useRef } from "preact/hooks"
 
 interface ScreenProps {
   readonly name: string
+  /** What is to be known of it beside its name. */
+  readonly state?: string
   readonly media: MediaStream | null
   readonly muted?: boolean
   readonly live?: boolean
@@ -13,7 +15,16 @@ interface ScreenProps {
   readonly children?: ComponentChildren
 }
 
-export function Screen({ name, media, muted = true, live = false, video, corner, children }: ScreenProps) {
+export function Screen({
+  name,
+  state = "",
+  media,
+  muted = true,
+  live = false,
+  video,
+  corner,
+  children,
+}: ScreenProps) {
   const own = useRef<HTMLVideoElement>(null)
   useEffect(() => {
     const element = own.current
@@ -39,6 +50,7 @@ export function Screen({ name, media, muted = true, live = false, video, corner,
       <figcaption>
         <span class="dot" aria-hidden="true" />
         {name}
+        {state && <span class="state">{state}</span>}
       </figcaption>
       {corner && <div class="corner">{corner}</div>}
     </figure>

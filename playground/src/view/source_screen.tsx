@@ -1,6 +1,6 @@
 // What is sent: its picture, and the choice of where it comes from.
 
-import { Camera, FileVideo, MonitorUp, Shapes } from "lucide"
+import { Camera, FileVideo, MonitorUp, RadioTower, Shapes } from "lucide"
 import { useRef } from "preact/hooks"
 import type { SourceKind } from "../media/source.ts"
 import type { Studio } from "../studio.ts"
@@ -8,11 +8,21 @@ import { Icon } from "./icon.tsx"
 import { Notice, Screen } from "./screen.tsx"
 
 const KINDS = [
-  { kind: "pattern", label: "Test pattern", icon: Shapes },
+  { kind: "pattern", label: "Pattern", icon: Shapes },
   { kind: "camera", label: "Camera", icon: Camera },
   { kind: "screen", label: "Screen", icon: MonitorUp },
   { kind: "file", label: "File", icon: FileVideo },
+  { kind: "elsewhere", label: "Elsewhere", icon: RadioTower },
 ] as const satisfies readonly { kind: SourceKind; label: string; icon: unknown }[]
+
+const NO_SOURCE = { title: "No source", text: "" }
+const EMPTY: Readonly<Partial<Record<SourceKind, typeof NO_SOURCE>>> = {
+  file: { title: "Choose a video file", text: "It stays on this machine and is sent as live video." },
+  elsewhere: {
+    title: "OBS, ffmpeg, or any other program",
+    text: "It sends to one of the addresses below; this page shows and steers the result.",
+  },
+}
 
 const HEIGHTS = [360, 540, 720]
 
@@ -23,17 +33,18 @@ export function SourceScreen({ studio }: { studio: Studio }) {
     <Screen name="Source" media={source?.media ?? null}>
       {failure && (
         <Notice title={failure.title} text={failure.text} bad>
-          <button type="button" onClick={() => void studio.choose(studio.kind.value)}>
-            Try again
-          </button>
+          {source ? (
+            <button type="button" onClick={() => studio.keepSource()}>
+              Stay with the source before
+            </button>
+          ) : (
+            <button type="button" onClick={() => void studio.choose(studio.kind.value)}>
+              Try again
+            </button>
+          )}
         </Notice>
       )}
-      {!source && !failure && (
-        <Notice
-          title={studio.kind.value === "file" ? "Choose a video file" : "No source"}
-          text={studio.kind.value === "file" ? "It stays on this machine and is sent as live video." : ""}
-        />
-      )}
+      {!source && !failure && <Notice {...(EMPTY[studio.kind.value] ?? NO_SOURCE)} />}
     </Screen>
   )
 }
@@ -46,38 +57,41 @@ export function SourceChoice({ studio }: { studio: Studio }) {
   }
   return (
     <div class="source-choice">
-      <fieldset class="segments">
-        <legend class="unseen">Source</legend>
+      {/* Buttons and not radios: arrow keys would ask for the camera on their way past it. */}
+      {/* biome-ignore lint/a11y/useSemanticElements: a fieldset is for fields, and these are buttons */}
+      <div class="segments" role="group" aria-label="Where the video comes from">
         {KINDS.map(({ kind, label, icon }) => (
-          <label key={kind}>
-            <input
-              type="radio"
-              name="source"
-              value={kind}
-              checked={studio.kind.value === kind}
-              onChange={() => choose(kind)}
-              onClick={() => {
-                if (kind === "file" && studio.kind.value === "file") picker.current?.click()
-              }}
-            />
+          <button
+            key={kind}
+            type="button"
+            aria-pressed={studio.kind.value === kind}
+            onClick={() => choose(kind)}
+          >
             <Icon node={icon} />
-            <span>{label}</span>
-          </label>
+            {label}
+          </button>
         ))}
-      </fieldset>
+      </div>
       <input
         ref={picker}
         type="file"
         accept="video/*"
-        class="unseen"
-        tabIndex={-1}
-        aria-label="Video file"
+        hidden
         onChange={(event) => {
           const file = event.currentTarget.files?.[0]
           if (file) void studio.choose("file", file)
           event.currentTarget.value = ""
         }}
+        onCancel={() => studio.keepSource()}
       />
+      {studio.kind.value !== "elsewhere" && <Options studio={studio} />}
+    </div>
+  )
+}
+
+function Options({ studio }: { studio: Studio }) {
+  return (
+    <>
       <label class="small-select">
         <span class="unseen">Size of the picture</span>
         <select
@@ -111,6 +125,6 @@ export function SourceChoice({ studio }: { studio: Studio }) {
           Sound
         </label>
       )}
-    </div>
+    </>
   )
 }

@@ -92,7 +92,7 @@ function StartStop({ studio }: { studio: Studio }) {
       </button>
     )
   }
-  const ready = studio.source.value !== null && studio.offer.value !== null && !studio.keyNeeded.value
+  const ready = studio.ready.value && studio.offer.value !== null && !studio.keyNeeded.value
   return (
     <button type="button" class="big primary" disabled={!ready} onClick={() => void studio.start()}>
       <Icon node={Play} />

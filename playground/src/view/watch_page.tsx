@@ -6,7 +6,15 @@ import { useEffect, useMemo, useRef } from "preact/hooks"
 import mark from "../assets/mark.svg"
 import { Watching } from "../watching.ts"
 import { Icon } from "./icon.tsx"
+import { onPictures, STILL_GAP_MS, VIDEO_GAP_MS } from "./pictures.ts"
 import { Notice, Screen } from "./screen.tsx"
+
+const SAID = {
+  connecting: "Connecting.",
+  watching: "Waiting for the stream.",
+  reconnecting: "Connection lost, trying to get it back.",
+  failed: "",
+} as const
 
 export function WatchPage({ playback }: { playback: string }) {
   const watching = useMemo(() => new Watching(playback), [playback])
@@ -21,15 +29,27 @@ export function WatchPage({ playback }: { playback: string }) {
       leave()
     }
   }, [watching])
+  const moving = useSignal(false)
+  const media = watching.media.value
+  useEffect(() => {
+    let before = 0
+    if (video.current === null || media === null) return undefined
+    return onPictures(video.current, (now) => {
+      if (now - before < VIDEO_GAP_MS) moving.value = true
+      if (now - before > STILL_GAP_MS) moving.value = false
+      before = now
+    })
+  }, [media, moving])
   const failure = watching.failure.value
   const phase = watching.phase.value
+  const live = phase === "watching" && moving.value
   return (
     <div class="watch">
       <Screen
-        name={phase === "watching" ? "Live" : "Watch"}
-        media={watching.media.value}
+        name={live ? "Live" : phase === "watching" ? "Waiting for the stream" : "Watch"}
+        media={media}
         muted={muted.value}
-        live={phase === "watching"}
+        live={live}
         video={video}
         corner={
           <>
@@ -74,7 +94,7 @@ export function WatchPage({ playback }: { playback: string }) {
         </a>
       </footer>
       <p class="unseen" role="status" aria-live="polite">
-        {failure ? `${failure.title}. ${failure.text}` : phase}
+        {failure ? `${failure.title}. ${failure.text}` : live ? "Live." : SAID[phase]}
       </p>
     </div>
   )

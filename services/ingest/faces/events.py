@@ -15,6 +15,7 @@ from typing import Any, Final
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from services.common.errors import DeadlineExceededError, NotFoundError, UnavailableError
 from services.common.latest import DropOldest
 from services.common.lifecycle import background
 from services.common.trickle.protocol import NEXT
@@ -81,7 +82,12 @@ async def _follow(stream_id: str, core: Core, queue: DropOldest[bytes]) -> None:
 
 async def _status(session: BridgeSession, core: Core, queue: DropOldest[bytes]) -> None:
     while True:
-        record = await core.plane.session(session.identity.session, session.identity.tenant)
+        try:
+            record = await core.plane.session(session.identity.session, session.identity.tenant)
+        except (NotFoundError, UnavailableError, DeadlineExceededError):
+            # The record is written a moment after the bridge has the session, and may be out of reach later.
+            await asyncio.sleep(STATUS_S)
+            continue
         for _ in range(5):  # what the record says changes seldom
             queue.put(_event("status", session_object(record, core)))
             await asyncio.sleep(STATUS_S)

@@ -102,6 +102,7 @@ globalThis.sluice = (() => {
   }
 
   const drawing = () => source !== null;
+  const sourceStream = () => source.stream;
 
   // --- peers
 
@@ -372,6 +373,7 @@ globalThis.sluice = (() => {
     drawing,
     firstPicture,
     publish,
+    sourceStream,
     startSource,
     state,
     stats,
