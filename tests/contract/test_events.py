@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from services.common.errors import NotFoundError, UnavailableError
 from services.ingest.auth import Authenticator, Caller
 from services.ingest.faces import context, events
 from tests.support.ingest import STREAM, Ingest, ingesting, paced, until
@@ -123,3 +124,13 @@ async def test_a_stream_that_is_idle_keeps_the_line_alive(
 
 async def test_events_of_nobodys_stream_are_not_found(ingest: Ingest) -> None:
     assert (await ingest.http.get("/v1/streams/str_unknown/events", headers=KEY)).status_code == 404
+
+
+async def test_a_record_that_is_not_written_yet_or_out_of_reach_ends_no_line(ingest: Ingest) -> None:
+    ingest.sessions.fail("Get", NotFoundError("there is no session", reason="SESSION_NOT_FOUND"))
+    ingest.sessions.fail("Get", UnavailableError("NATS is away", reason="NATS_UNREACHABLE"))
+    listener = Listener(ingest)
+    publishing = asyncio.ensure_future(ingest.publish(paced(pictures(100), times_faster=1)))
+    await until(lambda: listener.of("status"))
+    await listener.stop()
+    await publishing
