@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
 import pytest
 from aioice import stun
+from aiortc.rtcdtlstransport import RTCCertificate, generate_certificate
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from google_crc32c import value as crc32c
 
+from protos.sessions.v1 import sessions_pb2
 from services.common.errors import ExhaustedError, PaymentRequiredError, SluiceError
+from services.common.telemetry import BUGS
+from services.ingest.transports.webrtc import audience as audience_module
 from services.ingest.transports.webrtc import peer as peer_module
-from tests.support.ingest import KEYS, STREAM, Ingest, endless, ingesting, paced, until
+from services.ingest.transports.webrtc import rtcp
+from tests.support.ingest import KEYS, STREAM, Ingest, ingesting, paced, until
 from tests.support.media import pictures, sound
 from tests.support.nats import nats_server
-from tests.support.webrtc import SDP, Client, client, drawn_pictures, moving_pictures, tone
+from tests.support.webrtc import SDP, Bare, Client, client, drawn_pictures, moving_pictures, tone
+from tests.unit.ingest.webrtc.offers import data, h264, offer, opus, section
 
 KEY = KEYS.publish(STREAM)
 PLAYBACK = KEYS.playback(STREAM)
@@ -51,8 +63,14 @@ async def publishing(ingest: Ingest) -> AsyncIterator[Client]:
         yield made
 
 
-async def live(ingest: Ingest, frames: int = 5) -> None:
-    await until(lambda: (found := ingest.hub.of_stream(STREAM)) and found.frames_out > frames)
+async def live(ingest: Ingest, frames: int = 5, within_s: float = 8.0) -> None:
+    await until(lambda: (found := ingest.hub.of_stream(STREAM)) and found.frames_out > frames, within_s)
+
+
+def deafen(peer: peer_module.Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing of its client reach it, as behind a network that went away."""
+    monkeypatch.setattr(peer, "receive", lambda *_: None)
+    monkeypatch.setattr(peer, "check", lambda *_: None)
 
 
 def assert_forward(frames: list[Any]) -> None:
@@ -151,10 +169,8 @@ async def test_a_second_publisher_is_refused_unless_the_first_one_hangs(
         assert (await second.connect(ingest.http, WHIP)).status_code == 409
         first = ingest.core.peers.publisher_of(STREAM)
         assert first is not None
-        monkeypatch.setattr(peer_module.Peer, "receive", lambda *_: None)
-        monkeypatch.setattr(peer_module.Peer, "check", lambda *_: None)
+        deafen(first, monkeypatch)
         await until(lambda: first.silent_s > 2)
-        monkeypatch.undo()
         async with client() as third:
             third.publish(moving_pictures())
             assert (await third.connect(ingest.http, WHIP)).status_code == 201
@@ -214,11 +230,11 @@ async def test_what_is_no_offer_for_that_key_is_refused(
 ) -> None:
     async with client() as made:
         made.publish(moving_pictures())
-        offer: Any = change.get("body", await made.offer())
+        offered: Any = change.get("body", await made.offer())
         if "replace" in change:
-            offer = offer.replace(*change["replace"])
+            offered = offered.replace(*change["replace"])
         headers = {"content-type": change.get("content-type", "application/sdp")}
-        answer = await ingest.http.post(path, content=offer, headers=headers)
+        answer = await ingest.http.post(path, content=offered, headers=headers)
     assert answer.status_code == status, answer.text
     assert answer.json()["success"] is False
     assert ingest.hub.of_stream(STREAM) is None
@@ -289,10 +305,10 @@ async def test_candidates_and_restarts_follow_the_rfc(ingest: Ingest) -> None:
         )
         assert await answered_by_stun(ingest, f"{lines['ice-ufrag']}:renewed", lines["ice-pwd"])
         assert not await answered_by_stun(ingest, f"{lines['ice-ufrag']}:another", lines["ice-pwd"])
-        session = ingest.hub.of_stream(STREAM)
-        assert session is not None
-        frames = session.frames_in
-        await until(lambda: session.frames_in > frames + 10)  # by the old name, until it uses the new one
+        for number in range(5):
+            restart = f"a=ice-ufrag:renewed{number}\r\na=ice-pwd:{'p' * 24}\r\n{candidate}"
+            assert (await patch(restart, **{"if-match": "*"})).status_code == 200
+        assert len(ingest.core.peers.port._names) == 2
 
 
 async def answered_by_stun(ingest: Ingest, username: str, password: str) -> bool:
@@ -368,8 +384,7 @@ async def test_a_client_that_falls_silent_is_let_go(ingest: Ingest, monkeypatch:
         assert peer is not None
         assert session is not None
         monkeypatch.setattr(peer_module, "SILENCE_S", 0.5)
-        monkeypatch.setattr(peer_module.Peer, "receive", lambda *_: None)
-        monkeypatch.setattr(peer_module.Peer, "check", lambda *_: None)
+        deafen(peer, monkeypatch)
         assert (await asyncio.wait_for(peer.closed, 5)).reason == "silent"
         await until(lambda: not session.connected)
         assert not session.closed.done()
@@ -384,18 +399,69 @@ async def test_a_viewer_without_pictures_is_let_go_in_the_end(tmp_path: Path) ->
         await viewer.until(lambda: viewer.pc.connectionState in {"closed", "failed"})
 
 
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (sessions_pb2.Stream(id="str_another"), "stream_deleted"),
+        (sessions_pb2.Stream(id=STREAM, tenant="acme", session="ses_elsewhere"), "moved"),
+    ],
+)
+async def test_a_viewer_of_a_stream_that_will_not_be_here_is_let_go(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch, record: sessions_pb2.Stream, reason: str
+) -> None:
+    monkeypatch.setattr(audience_module, "ASK_S", 0.1)
+    async with client() as viewer:
+        viewer.watch("video")
+        await viewer.connect(ingest.http, WHEP)
+        (peer,) = ingest.core.peers._peers.values()
+        ingest.sessions.record = record
+        assert (await asyncio.wait_for(peer.closed, 5)).reason == reason
+
+
+async def test_the_failure_of_one_connection_is_reported_and_ends_no_other(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with publishing(ingest), client() as one, client() as two:
+        for viewer in (one, two):
+            viewer.watch("video")
+            await viewer.connect(ingest.http, WHEP)
+            await until(lambda frames=viewer.frames["video"]: len(frames) > 2)  # type: ignore[misc]
+        first, second = [peer for peer in ingest.core.peers._peers.values() if peer.watching]
+        before = BUGS.labels("webrtc")._value.get()
+        monkeypatch.setattr(first, "_take_media", broken)
+        assert (await asyncio.wait_for(first.closed, 5)).reason == "internal_error"
+        assert BUGS.labels("webrtc")._value.get() == before + 1
+        frames = len(two.frames["video"])
+        await two.until(lambda: len(two.frames["video"]) > frames + 10)
+        # One that breaks what the viewers have in common ends them, and not the publisher.
+        monkeypatch.setattr(second.audience, "_show_still", broken)
+        assert (await asyncio.wait_for(second.closed, 5)).reason == "internal_error"
+        monkeypatch.undo()
+        assert ingest.core.peers.publisher_of(STREAM) is not None
+        async with client() as three:
+            three.watch("video")
+            await three.connect(ingest.http, WHEP)
+            await three.until(lambda: len(three.frames["video"]) > 2)
+
+
 async def test_vp8_is_converted_on_both_ways_of_one_section(ingest: Ingest) -> None:
     """What Scope's client does: one section, VP8 only, both ways."""
     async with client() as both:
         both.publish(drawn_pictures(), codec="VP8", direction="sendrecv")
         session = await ingest.core.publishing.join(KEY)
-        offer = await both.offer()
-        peer = await ingest.core.peers.connect(offer, tenant="acme", publish=session, watch=STREAM)
+        offered = await both.offer()
+        peer = await ingest.core.peers.connect(offered, tenant="acme", publish=session, watch=STREAM)
         await both.answered(peer.sdp)
         assert peer.converts == {"video_in": "vp8->h264", "video_out": "h264->vp8"}
         await both.until(lambda: bool(both.frames["video"]) and both.frames["video"][-1].width == 128, 15)  # type: ignore[attr-defined]
         assert len(ingest.core.peers) == 1
+        assert peer.audience is not None
+        assert peer.audience._vp8 is not None
         await peer.close("deleted", orderly=True)
+        assert peer.audience._vp8 is None  # nobody needs it any more
     await asyncio.wait_for(session.closed, 15)
 
 
@@ -413,6 +479,104 @@ async def test_the_sound_of_a_publisher_without_opus_is_converted(ingest: Ingest
         finally:
             task.cancel()
             await asyncio.wait({task})
+
+
+async def test_what_strangers_send_ends_their_own_connection_at_most(ingest: Ingest) -> None:
+    random = Random(3)
+    bugs = sum(sample.value for metric in BUGS.collect() for sample in metric.samples)
+    bare = Bare()
+    transport = bare.transport_lines()
+    offered = offer(
+        section("video", "0", h264(96, rtx=97), transport=transport),
+        section("audio", "1", opus(), transport=transport),
+        [*data("2")[:2], *transport, *data("2")[6:]],
+    )
+    answer = await ingest.http.post(WHIP, content=offered, headers=SDP)
+    assert answer.status_code == 201, answer.text
+    peer = ingest.core.peers.publisher_of(STREAM)
+    assert peer is not None
+    await bare.connect(answer.text)
+    try:
+        for index in range(400):
+            noise = random.randbytes(random.randrange(1, 200))
+            kind = random.choice([96, 97, 111, 45, 96 | 128])
+            header = struct.pack("!BBHII", 0x80 | random.choice([0, 16, 32, 3]), kind, index, index * 3000, 7)
+            bare.send(noise)
+            bare.send_rtp(header + noise)
+            said = random.choice([200, 201, 202, 204, 205, 206, 207])  # no good-bye
+            bare.send_rtcp(struct.pack("!BBHI", 0x80 | index % 32, said, 1 + index % 9, 7) + noise)
+            if index % 20 == 0:
+                await asyncio.sleep(0.01)
+        assert not peer.closed.done()
+        assert peer.stats().state == "connected"
+        assert bare.dtls is not None
+        for _ in range(200):
+            bare.dtls.write(struct.pack("!HHII", 5000, 5000, 0, 0) + random.randbytes(40))
+        # An INIT with another chunk behind it, which SCTP forbids, and a right checksum.
+        chunks = struct.pack("!BBHIIHHI", 1, 0, 20, 1, 1 << 16, 1, 1, 1) * 2
+        head = struct.pack("!HHI", 5000, 5000, 0)
+        bare.dtls.write(head + struct.pack("<I", crc32c(head + bytes(4) + chunks)) + chunks)
+        assert (await asyncio.wait_for(peer.closed, 5)).reason == "protocol_error"
+    finally:
+        bare.close()
+    assert bugs == sum(sample.value for metric in BUGS.collect() for sample in metric.samples)
+    assert len(ingest.core.peers) == 0
+    assert not ingest.core.peers.port._addresses
+
+
+async def test_what_a_viewer_reports_is_heard(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = Bare()
+    transport = bare.transport_lines()
+    offered = offer(section("video", "0", h264(96, rtx=97), direction="recvonly", transport=transport))
+    async with publishing(ingest):
+        answer = await ingest.http.post(WHEP, content=offered, headers=SDP)
+        (peer,) = [each for each in ingest.core.peers._peers.values() if each.watching]
+        session = ingest.hub.of_stream(STREAM)
+        assert session is not None
+        asked: list[None] = []
+        estimates: list[int | None] = []
+        monkeypatch.setattr(session, "ask_keyframe", lambda: asked.append(None))
+        monkeypatch.setattr(session, "receiver_estimate", lambda viewer, rate: estimates.append(rate))
+        await bare.connect(answer.text)
+        try:
+            await until(lambda: len(bare.packets) > 3)
+            lost = bare.packets[0]
+            bare.send_rtcp(rtcp.nack(5, lost.ssrc, [lost.sequence]))
+            await until(lambda: any(packet.payload_type == 97 for packet in bare.packets))
+            again = next(packet for packet in bare.packets if packet.payload_type == 97)
+            assert again.payload == lost.sequence.to_bytes(2, "big") + lost.payload
+            asked.clear()
+            bare.send_rtcp(rtcp.picture_loss(5, lost.ssrc))
+            await until(lambda: bool(asked))
+            bare.send_rtcp(rtcp.receiver_estimate(5, lost.ssrc, 2_000))  # a tenth of what is sent
+            await until(lambda: peer.stats().limit_out_bps == 2_000)
+            bare.send_rtcp(rtcp.receiver_estimate(5, lost.ssrc, 2_000))
+            await until(lambda: 2_000 in estimates)
+            assert peer.stats().repeated == 1
+        finally:
+            bare.close()
+        await until(lambda: estimates[-1] is None)  # it left: it limits nobody any more
+
+
+async def test_ffmpegs_own_whip_publishes(ingest: Ingest, tmp_path: Path) -> None:
+    """With a certificate on P-256: FFmpeg with GnuTLS makes itself one on a curve that OpenSSL has left."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ec.generate_private_key(ec.SECP256R1())
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    key.write_bytes(made.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    issued = RTCCertificate(made, generate_certificate(made))._cert
+    certificate.write_bytes(issued.public_bytes(serialization.Encoding.PEM))
+    url = f"{str(ingest.http.base_url).rstrip('/')}{WHIP}"
+    command = (sys.executable, "-m", "tests.support.ffmpeg_whip", url, str(key), str(certificate))
+    ffmpeg = await asyncio.create_subprocess_exec(*command)
+    try:
+        await live(ingest, frames=20, within_s=15)
+        assert await asyncio.wait_for(ffmpeg.wait(), 10) == 0
+    finally:
+        if ffmpeg.returncode is None:
+            ffmpeg.kill()
+            await ffmpeg.wait()
+    assert len(ingest.core.peers) == 0  # it deleted its resource
 
 
 async def test_a_data_channel_carries_what_the_client_wants(ingest: Ingest) -> None:

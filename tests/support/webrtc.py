@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from fractions import Fraction
 from typing import Any, Final
 from unittest.mock import patch
@@ -12,6 +12,8 @@ from unittest.mock import patch
 import av
 import httpx
 import numpy as np
+import pylibsrtp
+from aioice import stun
 from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
@@ -25,6 +27,8 @@ from av.frame import Frame
 
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec
 from services.common.media.sound import AudioEncoder
+from services.ingest.transports.webrtc import rtcp, rtp
+from services.ingest.transports.webrtc.dtls import Certificate, Dtls
 from tests.support.media import FPS, pictures
 
 SDP: Final = {"content-type": "application/sdp"}
@@ -178,3 +182,81 @@ async def client() -> AsyncIterator[Client]:
             yield made
         finally:
             await made.close()
+
+
+class Bare(asyncio.DatagramProtocol):
+    """A client of our own parts, for what a browser would never send. It is the DTLS server."""
+
+    def __init__(self) -> None:
+        self.certificate = Certificate()
+        self.opened = asyncio.Event()
+        self.over: list[str] = []
+        self.packets: list[rtp.Packet] = []  # of RTP, as they came
+        self._ufrag, self._password = "bareclient", "p" * 24
+        self._transport: asyncio.DatagramTransport | None = None
+        self.dtls: Dtls | None = None
+
+    def transport_lines(self) -> tuple[str, ...]:
+        """What an offer says of this connection."""
+        return (
+            f"a=ice-ufrag:{self._ufrag}",
+            f"a=ice-pwd:{self._password}",
+            f"a=fingerprint:{self.certificate.fingerprint}",
+            "a=setup:actpass",
+        )
+
+    async def connect(self, answer: str) -> None:
+        lines = dict(line.removeprefix("a=").split(":", 1) for line in answer.splitlines() if ":" in line)
+        algorithm, value = lines["fingerprint"].split()
+        host, port = lines["candidate"].split()[4:6]
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, remote_addr=(host, int(port)))
+        self.dtls = Dtls(
+            self.certificate,
+            [(algorithm, value)],
+            client=False,
+            send=self.send,
+            opened=self.opened.set,
+            data=lambda record: None,
+            closed=self.over.append,
+        )
+        request = stun.Message(stun.Method.BINDING, stun.Class.REQUEST)
+        request.attributes |= {
+            "USERNAME": f"{lines['ice-ufrag']}:{self._ufrag}",
+            "PRIORITY": 1,
+            "USE-CANDIDATE": None,
+        }
+        request.add_message_integrity(lines["ice-pwd"].encode())
+        self.send(bytes(request))
+        await asyncio.wait_for(self.opened.wait(), 8)
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        if self.dtls is None:
+            return
+        if 19 < data[0] < 64:
+            self.dtls.receive(data)
+        elif self.dtls.incoming is not None and data[0] > 127 and not rtcp.is_rtcp(data):
+            found = rtp.parse(self.dtls.incoming.unprotect(data))
+            assert found is not None
+            self.packets.append(found)
+
+    def send(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.sendto(data)
+
+    def send_rtp(self, packet: bytes) -> None:
+        assert self.dtls is not None
+        assert self.dtls.outgoing is not None
+        with suppress(pylibsrtp.Error):  # some of what is wrong it sends for nobody
+            self.send(self.dtls.outgoing.protect(packet))
+
+    def send_rtcp(self, packet: bytes) -> None:
+        assert self.dtls is not None
+        assert self.dtls.outgoing is not None
+        self.send(self.dtls.outgoing.protect_rtcp(packet))
+
+    def close(self) -> None:
+        if self.dtls is not None:
+            self.dtls.close()
+        if self._transport is not None:
+            self._transport.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -12,6 +11,7 @@ from starlette.responses import Response
 
 from services.common.errors import DeniedError, InvalidError, NotFoundError, SluiceError, TooLargeError
 from services.ingest.faces.context import Core, CoreOf, render
+from services.ingest.stream_keys import PUBLISH_PREFIX
 from services.ingest.transports.webrtc.peers import Peer
 from services.ingest.transports.webrtc.sdp import LARGEST_OFFER, split_fragment
 
@@ -27,15 +27,7 @@ STATUSES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
-    """A stream key or playback id, and the stream that it is of."""
-
-    key: str
-    stream: str
-
-
-def place(core: Core, key: str, prefix: str) -> Where:
+def stream_of(core: Core, key: str, prefix: str) -> str:
     """The stream of `key`, which must be of that kind. Raises NotFoundError, DeniedError."""
     found, stream = core.keys.stream_of(key)
     if found != prefix:
@@ -43,7 +35,7 @@ def place(core: Core, key: str, prefix: str) -> Where:
             "this is the wrong one of the two: a stream key publishes, a playback id watches",
             reason="WRONG_KIND_OF_KEY",
         )
-    return Where(key, stream)
+    return stream
 
 
 def refusal(error: SluiceError, request: Request) -> Response:
@@ -95,10 +87,12 @@ def _options(core: Core) -> Response:
     return answer
 
 
-def _resource(core: Core, where: Where, name: str) -> Peer:
-    """The connection of that name, if it is of that stream: a key opens no other's. Raises NotFoundError."""
+def _resource(core: Core, key: str, prefix: str, name: str) -> Peer:
+    """The connection of that name, if it does what `key` allows with its stream. Raises NotFoundError."""
+    stream = stream_of(core, key, prefix)
     peer = core.peers.peer(name)
-    if where.stream not in {peer.watching, peer.session.identity.stream if peer.session else None}:
+    published = None if peer.session is None else peer.session.identity.stream
+    if stream != (published if prefix == PUBLISH_PREFIX else None if published else peer.watching):
         raise NotFoundError("there is no such WebRTC connection", reason="PEER_NOT_FOUND")
     return peer
 
@@ -125,30 +119,28 @@ def add_resources(router: APIRouter, paths: Iterable[str], prefix: str) -> None:
     async def patch(key: str, name: str, request: Request, core: CoreOf) -> Response:
         """The client's candidates, or an ICE restart."""
         try:
-            return await _patch(request, _resource(core, place(core, key, prefix), name))
+            return await _patch(request, _resource(core, key, prefix, name))
         except SluiceError as error:
             return refusal(error, request)
 
     async def delete(key: str, name: str, core: CoreOf) -> Response:
         """End the connection; what it publishes is done."""
-        await _resource(core, place(core, key, prefix), name).close(
-            "deleted", "the client ended it", orderly=True
-        )
+        await _resource(core, key, prefix, name).close("deleted", "the client ended it", orderly=True)
         return Response(status_code=200)
 
     async def options(key: str, core: CoreOf) -> Response:
         """What may be posted, and the ICE servers for it."""
-        place(core, key, prefix)
+        stream_of(core, key, prefix)
         return _options(core)
 
     async def reserved(key: str, core: CoreOf) -> Response:
         """RFC 9725 §4.1 keeps GET and HEAD for later; some clients try HEAD before they post."""
-        place(core, key, prefix)
+        stream_of(core, key, prefix)
         return Response(status_code=405, headers={"Allow": "POST, OPTIONS", "Accept-Post": SDP})
 
     async def gone(key: str, name: str, core: CoreOf) -> Response:
         """The same of a connection."""
-        _resource(core, place(core, key, prefix), name)
+        _resource(core, key, prefix, name)
         return Response(status_code=405, headers={"Allow": "PATCH, DELETE", "Accept-Patch": FRAGMENT})
 
     for path in paths:

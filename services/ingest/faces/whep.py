@@ -26,10 +26,10 @@ async def watch(key: str, request: Request, core: CoreOf) -> Response:
 
 
 async def _watch(key: str, request: Request, core: Core) -> Response:
-    where = signalling.place(core, key, PLAYBACK_PREFIX)
+    name = signalling.stream_of(core, key, PLAYBACK_PREFIX)
     offer = await signalling.read_offer(request)
     core.peers.check(offer, publish=False, watch=True)
-    stream = await core.plane.stream(where.stream)
+    stream = await core.plane.stream(name)
     talk = partial(core.conversations.begin, stream=stream.id, tenant=stream.tenant, may_steer=False)
     peer = await core.peers.connect(offer, tenant=stream.tenant, watch=stream.id, on_channel=talk)
     return signalling.created(core, request, peer, f"/whep/{key}")

@@ -40,14 +40,14 @@ async def publish_by_token(request: Request, core: CoreOf) -> Response:
 
 
 async def _publish(key: str, request: Request, core: Core) -> Response:
-    where = signalling.place(core, key, PUBLISH_PREFIX)
+    stream = signalling.stream_of(core, key, PUBLISH_PREFIX)
     offer = await signalling.read_offer(request)
     core.peers.check(offer, publish=True, watch=False)
-    await _replace_hanging(core, where.stream)
+    await _replace_hanging(core, stream)
     session = await core.publishing.join(key)
     peer = await _connect(core, session, offer)
     answer = signalling.created(core, request, peer, f"/whip/{key}")
-    playback = core.keys.playback(where.stream)
+    playback = core.keys.playback(stream)
     answer.headers["Livepeer-Playback-URL"] = f"{core.base_url(request)}/webrtc/whep/{playback}"
     return answer
 

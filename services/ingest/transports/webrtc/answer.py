@@ -15,6 +15,7 @@ from services.common.errors import InvalidError
 from services.ingest.transports.webrtc.sdp import Format, Media, Offer
 
 ABS_SEND_TIME: Final = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
+PLAYOUT_DELAY: Final = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
 DATA_PROTOCOLS: Final = frozenset({"UDP/DTLS/SCTP", "TCP/DTLS/SCTP", "DTLS/SCTP"})
 RTP_PROTOCOLS: Final = frozenset({"UDP/TLS/RTP/SAVPF", "UDP/TLS/RTP/SAVP", "RTP/SAVPF", "TCP/TLS/RTP/SAVPF"})
 FEEDBACK: Final = ("nack", "nack pli", "ccm fir", "goog-remb")
@@ -22,7 +23,6 @@ RECEIVED: Final = ("H264", "VP8", "VP9")  # the others than the first are conver
 SENT: Final = ("H264", "VP8")
 # Chromium begins at 300 kbit/s and with smaller pictures; this is its own word for beginning higher.
 START_KBPS: Final = 1500
-MESSAGE_BYTES: Final = 65_536
 H264_PROFILES: Final = frozenset({"42", "4d", "64", "58"})  # baseline, main, high, extended
 
 
@@ -44,6 +44,11 @@ class Line:
     @property
     def abs_send_time(self) -> int | None:
         return self.media.extensions.get(ABS_SEND_TIME) if self.media.kind == "video" else None
+
+    @property
+    def playout_delay(self) -> int | None:
+        sends = self.sends and self.media.kind == "video"
+        return self.media.extensions.get(PLAYOUT_DELAY) if sends else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class Local:
     candidates: tuple[tuple[str, int], ...]
     cname: str
     sources: Sources
+    largest_message: int  # that we take on a data channel
 
 
 def plan(offer: Offer, *, publish: bool, watch: bool) -> Plan:
@@ -247,7 +253,7 @@ def _section(line: Line, made: Plan, local: Local) -> list[str]:
         f"a=fingerprint:{local.fingerprint}",
         f"a=setup:{'active' if made.dtls_client else 'passive'}",
         f"a=mid:{media.mid}",
-        *(_data(media) if line.data else _media(line, local)),
+        *(_data(media, local) if line.data else _media(line, local)),
     ]
 
 
@@ -256,8 +262,8 @@ def _payload_types(line: Line) -> str:
     return " ".join(str(each.payload_type) for each in (line.format, line.rtx) if each is not None)
 
 
-def _data(media: Media) -> list[str]:
-    return [f"a=sctp-port:{media.sctp_port or 5000}", f"a=max-message-size:{MESSAGE_BYTES}"]
+def _data(media: Media, local: Local) -> list[str]:
+    return [f"a=sctp-port:{media.sctp_port}", f"a=max-message-size:{local.largest_message}"]
 
 
 def _media(line: Line, local: Local) -> list[str]:
@@ -270,6 +276,8 @@ def _media(line: Line, local: Local) -> list[str]:
         lines.append("a=rtcp-rsize")
     if line.abs_send_time is not None:
         lines.append(f"a=extmap:{line.abs_send_time} {ABS_SEND_TIME}")
+    if line.playout_delay is not None:
+        lines.append(f"a=extmap:{line.playout_delay} {PLAYOUT_DELAY}")
     lines.append(f"a=rtpmap:{chosen.payload_type} {_written(chosen)}/{chosen.clock}{channels}")
     if fmtp := _fmtp(line, chosen):
         lines.append(f"a=fmtp:{chosen.payload_type} {fmtp}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import Executor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import structlog
@@ -33,6 +33,8 @@ ASK_S: Final = 3.0  # how often a stream that is not live here is looked up
 ENDING_S: Final = 0.1
 LEAST_STEP: Final = CLOCK_HZ // 30
 
+Form = tuple[str, int, int]  # codec, width, height
+
 
 class Audience:
     """The viewers of one stream. `run` is its task; `tick` is called ten times a second."""
@@ -54,7 +56,11 @@ class Audience:
         self._size = SIZE
         self._still_s = 0.0
         self._still = 0
-        self._vp8: Conversion | None = None
+        self._stills: dict[Form, tuple[list[bytes], list[bytes]]] = {}  # of each codec, the newest size
+        self._undrawn: Form | None = None
+        self._draw = asyncio.Event()
+        self._vp8: Conversion | None = None  # while anybody takes only that
+        self._vp8_task: asyncio.Task[None] | None = None
         self._opus: Conversion | None = None
         self._sound_task: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -82,6 +88,9 @@ class Audience:
         self._viewers.discard(viewer)
         if self._session is not None:
             self._session.receiver_estimate(viewer, None)
+        if self._vp8_task is not None and not any(each.codec == "VP8" for each in self._viewers):
+            self._vp8_task.cancel()
+            self._vp8 = self._vp8_task = None
 
     def connected(self, viewer: Viewer) -> None:
         """Its connection is there: it needs a key frame."""
@@ -108,8 +117,8 @@ class Audience:
         """Read the stream's sessions, one after the other, for ever."""
         async with asyncio.TaskGroup() as group:
             self._group = group
-            if self._vp8 is not None:
-                group.create_task(self._vp8.run(), name="vp8")
+            group.create_task(self._draw_stills(), name="stills")
+            self._run_vp8()
             asked_s = time.monotonic()
             while True:
                 session = await self._hub.wait_for(self.stream, LOOK_S)
@@ -207,9 +216,12 @@ class Audience:
                 deliver=self._deliver_vp8,
                 ask_keyframe=self._ask_runner,
             )
-            if self._group is not None:
-                self._group.create_task(self._vp8.run(), name="vp8")
+            self._run_vp8()
             self._ask_runner()
+
+    def _run_vp8(self) -> None:
+        if self._vp8 is not None and self._group is not None:
+            self._vp8_task = self._group.create_task(self._vp8.run(), name="vp8")
 
     def _opus_of_session(self) -> Conversion:
         """AAC to Opus, once for all viewers; a session's sound has no past in another."""
@@ -256,7 +268,26 @@ class Audience:
         ticks = max(self.ticks(now_s), self._last + LEAST_STEP)
         self._last = ticks
         for viewer in waiting:
-            viewer.still(still_payloads(viewer.codec, *self._size)[self._still], ticks, time.time())
+            payloads = self._stills.get((viewer.codec, *self._size))
+            if payloads is None:
+                self._undrawn = viewer.codec, *self._size
+                self._draw.set()
+            else:
+                viewer.still(payloads[self._still], ticks, time.time())
+
+    async def _draw_stills(self) -> None:
+        """Draw what is missing, in a thread, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._draw.wait()
+            self._draw.clear()
+            if self._undrawn is not None:
+                wanted = self._undrawn
+                made = await loop.run_in_executor(self._executor, partial(still_payloads, *wanted))
+                self._stills = {form: kept for form, kept in self._stills.items() if form[0] != wanted[0]} | {
+                    wanted: made
+                }
+                self._still_s = 0.0
 
     def _end(self, reason: str, message: str) -> None:
         for viewer in list(self._viewers):

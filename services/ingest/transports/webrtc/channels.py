@@ -21,6 +21,7 @@ from prometheus_client import Counter
 from services.common.errors import InvalidError
 from services.common.telemetry import report_bug
 from services.ingest.transports.webrtc.dtls import Dtls
+from services.ingest.transports.webrtc.port import DROPPED
 
 log = structlog.get_logger()
 MESSAGE_DROPS: Final = Counter(
@@ -115,13 +116,18 @@ class Channels:
         self._count += 1
         if self._count > MOST_CHANNELS:
             raise InvalidError(f"more than {MOST_CHANNELS} data channels", reason="TOO_MANY_CHANNELS")
-        self._opened(Channel(channel))
+        try:
+            self._opened(Channel(channel))
+        except Exception as error:  # noqa: BLE001 - else aiortc's SCTP would take it for its own
+            report_bug("data_channel", error)
 
     def take(self, record: bytes) -> None:
         """Take a record; never waits."""
-        if len(self._records) < WAITING_RECORDS:
-            self._records.append(record)
-            self._ready.set()
+        if len(self._records) >= WAITING_RECORDS:
+            DROPPED.labels("data_queue").inc()
+            return
+        self._records.append(record)
+        self._ready.set()
 
     async def run(self) -> None:
         """Work for ever. Raises InvalidError when the peer does what SCTP forbids."""

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import pylibsrtp
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 from pylibsrtp import Policy, Session
 
+log = structlog.get_logger()
 MTU: Final = 1200
 RECORD_HEADER: Final = 13  # bytes; the last two of them are the length
 LARGEST_RECORD: Final = 16_384
@@ -165,7 +167,8 @@ class Dtls:
             self._flush()
             self._set_timer()
             return
-        except SSL.Error:
+        except SSL.Error as error:
+            log.info("dtls handshake failed", error=str(error))
             self._flush()  # the alert
             self._end("dtls_failed")
             return

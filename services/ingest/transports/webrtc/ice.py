@@ -42,11 +42,10 @@ class IceAgent:
         self._before: Credentials | None = None  # until the client uses the new ones
         self._paths: dict[Address, _Path] = {}
 
-    def restart(self, remote_ufrag: str) -> Credentials | None:
-        """Take new credentials; those of the generation before the last are returned, to be forgotten."""
-        forgotten, self._before = self._before, self.credentials
+    def restart(self, remote_ufrag: str) -> None:
+        """Take new credentials, beside the old ones until the client uses them."""
+        self._before = self.credentials
         self.credentials = _fresh(remote_ufrag)
-        return forgotten
 
     def check(self, request: stun.Request, address: Address, now_s: float) -> bytes | None:
         """The answer to a request; None when it is not signed, or not for us."""
@@ -62,6 +61,10 @@ class IceAgent:
             return None
         if request.controlled:
             return stun.role_conflict(request, found.password)
+        if found is self.credentials and self._before is not None:
+            self._before = None  # the restart is there: the old ways are not to be trusted any more
+            self._paths.clear()
+            self.selected = None
         self._use(address, request, now_s)
         return stun.respond(request, address, found.password)
 

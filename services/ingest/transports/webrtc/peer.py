@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pylibsrtp
@@ -31,6 +32,7 @@ from services.ingest.transports.webrtc.incoming import IncomingTrack
 from services.ingest.transports.webrtc.outgoing import OutgoingTrack
 from services.ingest.transports.webrtc.port import DROPPED, Address, Port
 from services.ingest.transports.webrtc.publication import Publication
+from services.ingest.transports.webrtc.stats import Ended, PeerStats, conversions, measure
 from services.ingest.transports.webrtc.viewer import Viewer
 
 log = structlog.get_logger()
@@ -44,31 +46,6 @@ FAREWELL_S: Final = 0.25  # for the last messages on data channels
 LET_GO_S: Final = 5.0  # for the session to take in that its publisher has gone
 
 Feed = Callable[[BridgeSession, Source], Awaitable[Published]]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """Why a connection is over."""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStats:
-    """How a connection stands."""
-
-    state: str  # new, connected, closed
-    codecs: dict[str, str]
-    converts: dict[str, str]
-    rtt_ms: float | None
-    loss_in: int  # packets that never came
-    loss_out: float  # of what was sent lately, 0..1
-    bytes_in: int
-    bytes_out: int
-    repeated: int  # packets that were sent again
-    estimate_in_bps: int | None
-    limit_out_bps: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +72,7 @@ class Peer:
         publishing: Publishing | None,
         audience: Audience | None,
         on_channel: Callable[[Channel], None] | None,
+        largest_message: int,
     ) -> None:
         self.id = secrets.token_urlsafe(18)
         self.etag = secrets.token_hex(8)
@@ -135,12 +113,14 @@ class Peer:
             port.candidates,
             self._cname,
             self._sources,
+            largest_message,
         )
         self.sdp = answer.write(plan, self._local)
         # what it publishes
         self.publishing = publishing
         self._publication: Publication | None = None
         self._tracks: dict[int, IncomingTrack] = {}
+        self._over: set[int | None] = set()  # sources that said good-bye
         if publishing is not None:
             self._publication = self._receive(publishing, executor)
         # what it watches
@@ -151,6 +131,7 @@ class Peer:
             video, audio = self._outgoing_track("video"), self._outgoing_track("audio")
             self.viewer = Viewer(video, audio, over=self.end, now_s=self._began_s)
             audience.add(self.viewer)
+        self._names = deque((self._ice.credentials.ufrag,))
         port.add(self._ice.credentials.ufrag, self)
 
     def _receive(self, publishing: Publishing, executor: Executor) -> Publication:
@@ -213,29 +194,20 @@ class Peer:
         A lite agent does nothing with them: the client's checks come from where they come.
         """
         for candidate in candidates:
-            words = candidate.removeprefix("a=").split()
-            if words and (not words[0].startswith("candidate:") or len(words) < 8 or words[6] != "typ"):
-                raise InvalidError("this is no ICE candidate", reason="BAD_CANDIDATE", field="candidate")
+            sdp.check_candidate(candidate)
 
     async def restart(self, ufrag: str, password: str) -> str:
         """Restart ICE with the client's new credentials; returns ours as a fragment. The `etag` is new."""
         sdp.check_credentials(ufrag, password)
-        forgotten = self._ice.restart(ufrag)
-        if forgotten is not None:
-            self._port.forget_name(forgotten.ufrag)
+        self._ice.restart(ufrag)
         credentials = self._ice.credentials
         self._port.add(credentials.ufrag, self)
+        self._names.append(credentials.ufrag)
+        while len(self._names) > 2:  # the old one is good until the new one is used
+            self._port.forget_name(self._names.popleft())
         self.etag = secrets.token_hex(8)
-        local = answer.Local(
-            self._local.session,
-            credentials.ufrag,
-            credentials.password,
-            self._local.fingerprint,
-            self._local.candidates,
-            self._cname,
-            self._sources,
-        )
-        return answer.fragment(self.plan, local)
+        self._local = replace(self._local, ufrag=credentials.ufrag, password=credentials.password)
+        return answer.fragment(self.plan, self._local)
 
     # --- datagrams
 
@@ -272,16 +244,18 @@ class Peer:
         if srtp is None or self._ending is not None:
             DROPPED.labels("no_keys").inc()
             return
+        control = rtcp.is_rtcp(data)
         try:
-            if rtcp.is_rtcp(data):
-                self._take_rtcp(srtp.unprotect_rtcp(data), now_s)
-            else:
-                self._take_rtp(srtp.unprotect(data), now_s)
+            plain = srtp.unprotect_rtcp(data) if control else srtp.unprotect(data)
         except (pylibsrtp.Error, ValueError):  # ValueError: too long for it
             DROPPED.labels("srtp").inc()
             return
         self._heard_s = now_s
         self._ice.heard(address, now_s)
+        if control:
+            self._take_rtcp(plain, now_s)
+        else:
+            self._take_rtp(plain, now_s)
 
     def _take_rtp(self, data: bytes, now_s: float) -> None:
         packet = rtp.parse(data, self._send_time_id)
@@ -309,8 +283,8 @@ class Peer:
                         self.viewer.congestion.estimated(report.bits_per_second)
                         self.audience.reported(self.viewer)
                 case rtcp.Bye():
-                    ours = {track.ssrc for track in self._tracks.values()}
-                    if ours and ours <= {None, *report.ssrcs}:
+                    self._over |= {*report.ssrcs}
+                    if self._tracks and all(track.ssrc in self._over for track in self._tracks.values()):
                         self.end("left", "the client said good-bye")
 
     def _take_sender_report(self, report: rtcp.SenderReport, now_s: float) -> None:
@@ -504,39 +478,16 @@ class Peer:
 
     @property
     def converts(self) -> dict[str, str]:
-        """What does not pass through as it is."""
-        found = {}
-        video = self.plan.receiving("video")
-        if video is not None and video.format is not None and video.format.name != "H264":
-            found["video_in"] = f"{video.format.name.lower()}->h264"
-        if self.viewer is not None and self.audience is not None:
-            if self.viewer.codec != "H264":
-                found["video_out"] = f"h264->{self.viewer.codec.lower()}"
-            if self.viewer.audio is not None and self.audience.converts_sound:
-                found["sound_out"] = "aac->opus"
-        return found
+        """What does not pass through as it is: {"video_in": "vp8->h264"}, ..."""
+        return conversions(self.plan, self.viewer, self.audience)
 
     def stats(self) -> PeerStats:
-        tracks, outgoing = set(self._tracks.values()), list(self._outgoing.values())
-        codecs = {
-            f"{line.media.kind}_{way}": line.format.name.lower()
-            for line in self.plan.lines
-            for way, there in (("in", line.receives), ("out", line.sends))
-            if there and line.format is not None
-        }
-        rtts = [track.rtt_s for track in outgoing if track.rtt_s is not None]
-        estimates = [track.estimate_bps for track in tracks if track.estimate_bps is not None]
         state = "connected" if self._dtls.open else "new"
-        return PeerStats(
+        return measure(
+            self.plan,
             state="closed" if self._ending is not None else state,
-            codecs=codecs,
             converts=self.converts,
-            rtt_ms=round(1000 * min(rtts), 1) if rtts else None,
-            loss_in=sum(track.reception.lost for track in tracks),
-            loss_out=max((track.loss for track in outgoing), default=0.0),
-            bytes_in=sum(track.reception.bytes for track in tracks),
-            bytes_out=sum(track.bytes for track in outgoing),
-            repeated=sum(track.repeated for track in outgoing),
-            estimate_in_bps=min(estimates, default=None),
-            limit_out_bps=None if self.viewer is None else self.viewer.congestion.limit_bps,
+            incoming=set(self._tracks.values()),
+            outgoing=self._outgoing.values(),
+            viewer=self.viewer,
         )

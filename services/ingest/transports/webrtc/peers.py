@@ -31,9 +31,10 @@ from services.ingest.transports.webrtc import answer
 from services.ingest.transports.webrtc.audience import Audience
 from services.ingest.transports.webrtc.channels import Channel
 from services.ingest.transports.webrtc.dtls import Certificate
-from services.ingest.transports.webrtc.peer import Ended, Feed, Peer, Publishing
+from services.ingest.transports.webrtc.peer import Feed, Peer, Publishing
 from services.ingest.transports.webrtc.port import Port, open_port
 from services.ingest.transports.webrtc.sdp import parse_offer
+from services.ingest.transports.webrtc.stats import Ended
 from services.ingest.transports.webrtc.turn import IceServer, ice_servers
 
 __all__ = ["Channel", "Ended", "Peer", "Peers"]
@@ -135,16 +136,24 @@ class Peers:
         plan = answer.plan(parse_offer(offer_sdp), publish=publish is not None, watch=watch is not None)
         self._make_room()
         seat = None if watch is None else self._viewing.take(watch, tenant)
-        peer = Peer(
-            plan,
-            tenant=tenant,
-            port=self.port,
-            certificate=self._certificate,
-            executor=self._executor,
-            publishing=None if publish is None else self._publishing(publish),
-            audience=None if watch is None else self._audience(watch),
-            on_channel=on_channel,
-        )
+        audience = None if watch is None else self._audience(watch)
+        try:
+            peer = Peer(
+                plan,
+                tenant=tenant,
+                port=self.port,
+                certificate=self._certificate,
+                executor=self._executor,
+                publishing=None if publish is None else self._publishing(publish),
+                audience=audience,
+                on_channel=on_channel,
+                largest_message=self._settings.data_channel_message_bytes,
+            )
+        except BaseException:
+            if seat is not None:
+                seat.release()
+            self._dismiss(audience)
+            raise
         self._peers[peer.id] = peer
         role = _role(peer)
         PEERS.labels(role).inc()
@@ -155,7 +164,7 @@ class Peers:
             if seat is not None:
                 seat.release()
             PEERS.labels(role).dec()
-            self._dismiss(peer.audience)
+            self._dismiss(audience)
             ended = peer.closed.result() if peer.closed.done() else Ended("internal_error", "")
             GONE.labels(ended.reason if ended.reason in REASONS else "other").inc()
             log.info("peer gone", role=role, reason=ended.reason, tenant=tenant)
@@ -226,7 +235,8 @@ class Peers:
         """A bug: of a peer, which has ended by it; of an audience, whose viewers have to connect again."""
         report_bug("webrtc", error)
         for audience in [each for each, name in self._readings.items() if name == key]:
-            self._audiences.pop(audience.stream, None)
+            del self._audiences[audience.stream]
+            self._tasks.cancel(self._readings.pop(audience))
             for peer in [each for each in self._peers.values() if each.audience is audience]:
                 peer.end("internal_error", "the stream's reading failed inside; it was reported")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 HEADER: Final = struct.Struct("!BBHII")
-WITH_SEND_TIME: Final = struct.Struct("!BBHIIHHB3s")  # one header extension of three bytes: RFC 8285
+WITH_EXTENSIONS: Final = struct.Struct("!BBHIIHH")  # what follows are whole words of them: RFC 8285
 ONE_BYTE_EXTENSIONS: Final = 0xBEDE
 VERSION: Final = 0x80
 EXTENDED: Final = 0x10

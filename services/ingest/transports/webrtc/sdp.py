@@ -145,6 +145,13 @@ def check_credentials(ufrag: str, password: str) -> None:
         raise _bad("a=ice-pwd is missing or malformed")
 
 
+def check_candidate(line: str) -> None:
+    """Raise InvalidError unless it is a candidate attribute (RFC 8839 §5.1), or the empty end of them."""
+    words = line.removeprefix("a=").split()
+    if words and (not words[0].startswith("candidate:") or len(words) < 8 or words[6] != "typ"):
+        raise InvalidError("this is no ICE candidate", reason="BAD_CANDIDATE", field="candidate")
+
+
 def _bad(what: str) -> InvalidError:
     return InvalidError(f"the offer cannot be used: {what}", reason="BAD_SDP", field="sdp")
 

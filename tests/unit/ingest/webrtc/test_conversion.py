@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from fractions import Fraction
 from itertools import pairwise
 
+import av
 import numpy as np
 import pytest
+from av.video.codeccontext import VideoCodecContext
 
 from services.common.media.codec import VideoDecoder
 from services.common.media.h264 import is_keyframe, picture_size
@@ -203,6 +206,31 @@ async def test_vp8_of_a_publisher_becomes_h264() -> None:
                 first = await made.source.first_picture()
         assert first[0].codec is Codec.H264
         assert made.publication.keyframe_wanted()
+
+
+async def test_vp9_of_a_publisher_becomes_h264() -> None:
+    encoder = av.CodecContext.create("libvpx-vp9", "w")
+    assert isinstance(encoder, VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt = 64, 48, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
+    encoder.options = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"}
+    with ThreadPoolExecutor(1) as executor:
+        made = Publishing(executor, vpx(96, "VP9"))
+        conversion = made.publication.conversion
+        assert conversion is not None
+        async with converting(conversion):
+            for index in range(5):
+                pixels = np.full((48, 64, 3), index * 20, np.uint8)
+                picture = av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format="yuv420p")
+                picture.pts = index
+                for packet in encoder.encode(picture):
+                    flags = 0x8C if packet.is_keyframe else 0xCC  # whole; predicted or not
+                    payload = bytes((flags, index)) + bytes(packet)
+                    assert vpx_rtp.vp9_is_keyframe(bytes(packet)) == packet.is_keyframe
+                    made.publication.video(frame(index * 3600, [payload]))
+            async with asyncio.timeout(5):
+                (first, *_) = await made.source.first_picture()
+        assert picture_size(first.data) == SIZE
 
 
 # --- the still

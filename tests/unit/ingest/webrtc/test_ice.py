@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 import pytest
 from aioice import stun as client
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.ingest.transports.webrtc.ice import MOST_PATHS, STALE_S, IceAgent
-from services.ingest.transports.webrtc.port import ADDRESSES, Port
+from services.ingest.transports.webrtc.port import ADDRESSES, Port, open_port
 from services.ingest.transports.webrtc.stun import Request, parse_request
 
 HERE = ("192.0.2.1", 1000)
@@ -100,17 +103,31 @@ def test_a_way_that_died_yields_to_a_worse_one() -> None:
     assert agent.selected == THERE
 
 
-def test_a_restart_takes_new_names_and_answers_the_old_ones_until_the_next() -> None:
+def test_a_restart_takes_new_names_and_answers_the_old_ones_until_these_are_used() -> None:
     agent = IceAgent("them")
     before = agent.credentials
-    assert agent.restart("again") is None
+    agent.restart("again")
     assert agent.credentials.ufrag != before.ufrag
-    assert check(agent, HERE) is not None
-    old = parse_request(message(f"{before.ufrag}:them", before.password))
+    old = parse_request(message(f"{before.ufrag}:them", before.password, priority=500, USE_CANDIDATE=None))
     assert old is not None
     assert agent.check(old, HERE, 0.0) is not None
-    assert agent.restart("and again") == before
+    assert check(agent, THERE) is not None
+    assert agent.selected == THERE
     assert agent.check(old, HERE, 0.0) is None
+
+
+def test_a_restart_that_is_not_used_yields_to_the_next() -> None:
+    agent = IceAgent("them")
+    check(agent, HERE, USE_CANDIDATE=None)
+    agent.restart("again")
+    unused = agent.credentials
+    agent.restart("and again")
+    request = parse_request(message(f"{unused.ufrag}:again", unused.password))
+    assert request is not None
+    assert agent.check(request, THERE, 0.0) is not None
+    assert agent.selected == HERE
+    assert check(agent, THERE) is not None
+    assert agent.selected == THERE
 
 
 def test_many_addresses_of_one_client_are_forgotten_but_not_the_one_in_use() -> None:
@@ -222,6 +239,46 @@ def test_a_peer_that_is_removed_leaves_nothing(wire: Wire) -> None:
     assert not port._addresses
     assert not port._names
     assert not port._held
+
+
+@pytest.mark.parametrize(
+    ("listen", "advertised", "expected"),
+    [
+        ("127.0.0.1:0", "", [("127.0.0.1", 0)]),
+        ("[::1]:0", "", [("::1", 0)]),
+        ("127.0.0.1:0", "192.0.2.7", [("192.0.2.7", 0)]),
+        ("127.0.0.1:0", "192.0.2.7:9999, 2001:db8::7, [2001:db8::8]:7", [
+            ("192.0.2.7", 9999), ("2001:db8::7", 0), ("2001:db8::8", 7),
+        ]),
+        ("127.0.0.1:0", "localhost:80", [("127.0.0.1", 80)]),
+    ],
+)  # fmt: skip
+async def test_clients_are_told_where_the_port_is(
+    listen: str, advertised: str, expected: list[tuple[str, int]]
+) -> None:
+    async with open_port(listen, advertised) as port:
+        assert list(port.candidates) == [(host, number or port.listening) for host, number in expected]
+
+
+@pytest.mark.parametrize(
+    ("listen", "host"), [("127.0.0.1:0", "127.0.0.1"), ("[::]:0", "127.0.0.1"), ("[::1]:0", "::1")]
+)
+async def test_datagrams_come_and_go_by_either_protocol(listen: str, host: str) -> None:
+    loop = asyncio.get_running_loop()
+    async with open_port(listen, "127.0.0.1") as port:
+        endpoint = Recorder()
+        port.add("one", endpoint)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as client_socket:
+            client_socket.setblocking(False)
+            client_socket.connect((host, port.listening))
+            client_socket.send(message("one:x", "p"))
+            client_socket.send(b"\x80 media")
+            async with asyncio.timeout(5):
+                assert await loop.sock_recv(client_socket, 100) == b"answer"
+                while not endpoint.taken:
+                    await asyncio.sleep(0.01)
+        assert endpoint.taken == [b"\x80 media"]
 
 
 @given(st.lists(st.binary(max_size=60)))

@@ -10,7 +10,7 @@ import pytest
 
 from services.common.media.mpegts import CLOCK_HZ
 from services.ingest.transports.webrtc import h264_rtp, rtcp, rtp
-from services.ingest.transports.webrtc.answer import Line, plan
+from services.ingest.transports.webrtc.answer import PLAYOUT_DELAY, Line, plan
 from services.ingest.transports.webrtc.incoming import KEYFRAME_S, TAKE_OVER_S, IncomingTrack
 from services.ingest.transports.webrtc.jitter import Frame
 from services.ingest.transports.webrtc.outgoing import AGAIN_S, HISTORY, OutgoingTrack
@@ -60,6 +60,19 @@ def test_units_become_packets_in_a_row_with_the_marker_on_the_last() -> None:
     assert first.timestamp == second.timestamp
     assert (third.timestamp - first.timestamp) % rtp.TIMESTAMPS == FRAME
     assert first.send_time == 5 << 18
+
+
+def test_a_browser_is_asked_to_show_pictures_as_they_come() -> None:
+    text = offer(section("video", "0", h264(96), direction="recvonly"))
+    text = text.replace("a=rtcp-mux", f"a=extmap:7 {PLAYOUT_DELAY}\r\na=rtcp-mux")
+    found = plan(parse_offer(text), publish=False, watch=True).sending("video")
+    assert found is not None
+    packets: list[bytes] = []
+    OutgoingTrack(found, ssrc=1, rtx_ssrc=2, cname="name", send=keeping(packets)).send([b"a"], 0, 5.0)
+    (packet,) = parsed(packets)
+    assert (packet.send_time, packet.payload) == (5 << 18, b"a")
+    # Behind the send time: the extension's number and length, no least delay, at most half a second.
+    assert packets[0][20:24] == bytes((7 << 4 | 2, 0, 0, 50))
 
 
 def test_sound_counts_in_its_own_clock() -> None:
