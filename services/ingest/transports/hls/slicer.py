@@ -1,13 +1,14 @@
 """Cuts a session's units into segments and parts of MPEG-TS. Pure: the wall time is passed in.
 
-The rule it keeps: no segment is longer than the target duration allows and no part longer than the part
-target, whatever the pictures do. Segments begin with a key frame, unless none comes in time.
+The rule it keeps: no segment is listed as longer than the target duration allows and no part as longer than
+the part target, whatever the pictures do. Segments begin with a key frame, unless none comes in time.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from services.common.errors import InvalidError
@@ -18,8 +19,11 @@ from services.ingest.transports.hls.shelf import Shelf
 
 SHORTEST_SEGMENT: Final = CLOCK_HZ * 9 // 10  # a key frame each second has some jitter
 SHORTEST_PART: Final = PART_TARGET * 85 // 100  # RFC 8216bis §4.4.4.9
-SILENT_PART: Final = PART_TARGET * 95 // 100  # sound ends a part only where the picture that should is late
-ASK_AFTER: Final = 0.75  # of the target duration: what is asked for then is there in time
+# Sound ends a part only where the picture that should is late, and then an AAC frame before it is too late.
+LONGEST_PART: Final = 2 * PART_TARGET  # of media, where a picture is late
+SILENT_PART: Final = PART_TARGET - CLOCK_HZ * 1024 // 44_100
+# Of the target duration. hls.js gives up a request for the next segment after 0.8 of it, and asks again.
+ASK_AFTER: Final = 0.7
 ASK_AGAIN: Final = CLOCK_HZ
 ROUNDS_DOWN: Final = CLOCK_HZ * 49 // 100  # a duration may be so much longer than the target
 FIRST_INTERVAL: Final = CLOCK_HZ // 30
@@ -45,10 +49,12 @@ class Slicer:
         self._now = 0  # on the session's clock
         self._segment_from = 0
         self._part_from = 0
+        self._unlisted = 0  # what a late picture made a part too long by; the next ones say it instead
         self._picture_dts: int | None = None
-        self._intervals: deque[int] = deque([FIRST_INTERVAL], INTERVALS)
-        self._sets = b""  # of the newest key frame
-        self._segment_sets = b""
+        self._intervals: deque[int] = deque([FIRST_INTERVAL] * INTERVALS, INTERVALS)
+        self._sets = b""  # the parameter sets of the newest key frame
+        self._look: Look | None = None  # what they say of it
+        self._segment_look: Look | None = None
         self._sound = 0  # what the newest AAC frame's header says; 0 before the first
         self._segment_sound = 0
         self._asked: int | None = None
@@ -96,13 +102,10 @@ class Slicer:
         """What the newest segments are made of."""
         rates = (each.size * 8 * CLOCK_HZ / each.ticks for each in self._shelf.listed if each.ticks)
         bits_per_second = round(max(rates, default=1.0) * HEADROOM)
-        codecs = [_avc(self._segment_sets)]
+        codecs = [_avc(self._sets)]
         if self._muxer.audio is not None:
             codecs.append(f"mp4a.40.{(self._sound >> 14) + 1}" if self._sound else AAC_LC)
-        try:
-            size = h264.picture_size(self._segment_sets)
-        except InvalidError:
-            size = None
+        size = None if self._look is None else self._look.size
         return Rendition(tuple(codecs), size, bits_per_second)
 
     @property
@@ -119,13 +122,15 @@ class Slicer:
         if self._picture_dts is not None:
             self._intervals.append(min(max(unit.dts - self._picture_dts, 1), LONGEST_INTERVAL))
         self._picture_dts = unit.dts
-        if unit.keyframe:
-            self._sets = h264.parameter_sets(unit.data) or self._sets
+        sets = h264.parameter_sets(unit.data) if unit.keyframe else b""
+        if sets and sets != self._sets:
+            self._sets = sets
+            self._look = look_of(sets)
 
     def _segment_is_due(self, unit: AccessUnit) -> bool:
         age = self._now - self._segment_from
         if unit.codec is Codec.H264 and unit.keyframe:
-            return age >= SHORTEST_SEGMENT or self._sets != self._segment_sets
+            return age >= SHORTEST_SEGMENT or self._look != self._segment_look
         # The first one is waited for.
         if age >= (self._ask_after if self._shelf.listed else SHORTEST_SEGMENT):
             self._ask(self._now)
@@ -138,9 +143,17 @@ class Slicer:
             self._ask_keyframe()
 
     def _part_is_due(self, *, picture: bool) -> bool:
+        """Whether a part ends here: before a picture, or before sound where no picture comes.
+
+        Not before a picture that is late: a browser's buffer (MSE, coded frame processing) takes a gap of
+        more than twice the last picture's duration for a seek, and shows nothing up to the next key frame.
+        Within a part a player evens it out.
+        """
         age = self._now - self._part_from
-        if not picture:
-            return age >= SILENT_PART
+        if age >= LONGEST_PART:
+            return True
+        if not picture or self._intervals[-1] > 2 * self._intervals[-2]:
+            return False
         return age >= SHORTEST_PART or (age > 0 and age + self._interval > PART_TARGET)
 
     def _begin_segment(self, unit: AccessUnit, *, sound: bool, unix_s: float) -> None:
@@ -150,17 +163,20 @@ class Slicer:
             self._end_segment(self._now)
         audio = Codec.AAC if sound else None
         discontinuity = self._broken or (
-            bool(self._segment_sets)
+            self._segment_look is not None
             and (
-                self._sets != self._segment_sets
+                self._look != self._segment_look
                 or audio is not self._muxer.audio
                 or self._segment_sound not in {0, self._sound}
             )
         )
         self._muxer.change_audio(audio)
-        self._segment_sets, self._segment_sound = self._sets, self._sound
+        if discontinuity:
+            self._sound = 0  # what comes may say something else, and is then no other change
+        self._segment_look, self._segment_sound = self._look, self._sound
         self._broken = False
         self._segment_from = self._now
+        self._unlisted = 0
         self._shelf.begin_segment(unix_s=self._date(unix_s, anew=discontinuity), discontinuity=discontinuity)
         self._begin_part(independent=unit.codec is Codec.H264 and unit.keyframe)
 
@@ -173,7 +189,10 @@ class Slicer:
         self._shelf.append(self._muxer.begin_segment(), 0)
 
     def _end_part(self, end: int) -> None:
-        self._shelf.end_part(min(max(end - self._part_from, 1), PART_TARGET))
+        ticks = max(end - self._part_from, 1) + self._unlisted
+        listed = min(ticks, PART_TARGET)
+        self._unlisted = ticks - listed
+        self._shelf.end_part(listed)
 
     def _end_segment(self, end: int) -> None:
         self._shelf.end_segment(min(max(end - self._segment_from, 1), self._longest))
@@ -190,7 +209,26 @@ class Slicer:
         return date_s
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a player's decoder is made for; all else in the parameter sets, such as a rate, may change."""
+
+    profile: bytes
+    size: tuple[int, int] | None
+
+
+def look_of(sets: bytes) -> Look:
+    try:
+        size = h264.picture_size(sets)
+    except InvalidError:
+        size = None
+    return Look(_sps(sets)[1:2], size)
+
+
+def _sps(sets: bytes) -> bytes:
+    return next((nal for nal in h264.nal_units(sets) if nal[0] & 0x1F == h264.SPS), b"")
+
+
 def _avc(sets: bytes) -> str:
     """RFC 6381 §3.3: profile, constraints and level, as the SPS has them."""
-    found = next((nal for nal in h264.nal_units(sets) if nal[0] & 0x1F == h264.SPS), b"")
-    return f"avc1.{found[1:4].hex()}"
+    return f"avc1.{_sps(sets)[1:4].hex()}"
