@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,9 +18,13 @@ from typer.core import TyperCommand
 
 from services.common.errors import InvalidError
 from sluice import latency, tables, trace
-from sluice.client import ApiError, Json, Session, SluiceClient, UnreachableError
+from sluice.client import ApiError, Json, Session, SluiceClient, Stream, UnreachableError
+from sluice.live import inputs
+from sluice.live import run as live
+from sluice.live.play import STDOUT
+from sluice.live.play import container_of as container_of_play
 from sluice.money import money
-from sluice.settings import DEFAULT_URL, Access, access
+from sluice.settings import DEFAULT_URL, Access, access, place
 from sluice.transform import arguments
 from sluice.transform.display import Display
 from sluice.transform.exchange import Job, RunFailedError
@@ -34,13 +39,14 @@ FAILED: Final = 1
 WRONG: Final = 2
 NO_CAPACITY: Final = 3
 NO_CREDIT: Final = 4
+CAMERA: Final = "/dev/video0"
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells count
 TERMINATED: Final = 143
 
 T = TypeVar("T")
 app = typer.Typer(
     name="sluice",
-    help="Real-time AI video: send a file through a pipeline, look at sessions, runners and usage.",
+    help="Real-time AI video: send video through a pipeline and back, look at sessions, runners and usage.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -198,6 +204,130 @@ def _show(report: Report, output: Path, *, as_json: bool) -> None:
     lines.append(f"session {report.session}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+class PublishCommand(TyperCommand):
+    """Lets `--camera` stand without its device."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, arguments.with_default(args, "--camera", CAMERA))
+
+
+@app.command(cls=PublishCommand)
+def publish(
+    source: Annotated[
+        str | None, typer.Argument(help="A video file, or an rtmp or http URL.", show_default=False)
+    ] = None,
+    camera: Annotated[
+        str | None,
+        typer.Option(
+            "--camera", help=f"Publish a camera instead; {CAMERA} if none is named.", metavar="[DEVICE]"
+        ),
+    ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option("--stream", help="Publish to this stream, str_..., and not to a new one.", metavar="ID"),
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option("--pipeline", "-p", help="Default: the platform's.", show_default=False)
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="Short for --param prompt=TEXT.", metavar="TEXT")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", help="A parameter; JSON, or else text. Repeatable.", metavar="NAME=VALUE"),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="The new stream's name. Default: the source's.")] = "",
+    loop: Annotated[bool, typer.Option("--loop", help="Begin a file again where it ends.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Publish a file, a camera or another stream as a live stream, until it ends or Ctrl-C.
+
+    H.264, AAC and Opus are sent as they are where that can be; anything else is encoded. A connection that
+    breaks is made again. Exit codes: as of transform, but 0 after Ctrl-C.
+    """
+    with _Ending(as_json=as_json):
+        if (source is None) is (camera is None):
+            raise InvalidError("name a file or a URL, or --camera")
+        found = access(url, key, Path.cwd())
+        params = arguments.parameters(param or [])
+        if prompt is not None:
+            params["prompt"] = prompt
+        where = inputs.place_of(source) if source is not None else inputs.camera(camera or CAMERA)
+        if loop and where.kind is not inputs.Kind.FILE:
+            raise InvalidError("--loop is for files")
+        wish = live.Wish(stream=stream, pipeline=pipeline, params=params, name=name or where.name)
+        with inputs.Input(where) as opened:
+            announce = _silent if as_json else _announce
+            report = asyncio.run(live.published(opened, wish, found, loop=loop, announce=announce))
+        if as_json:
+            typer.echo(json.dumps(asdict(report)))
+            return
+        typer.echo(
+            f"{report.frames_sent} frames in {report.seconds:.1f} s, session {report.session}"
+            f" ended: {report.end_reason or 'not yet'}"
+        )
+
+
+def _silent(stream: Stream) -> None:
+    """For scripts: one object at the end and nothing else."""
+
+
+def _announce(stream: Stream) -> None:
+    typer.echo(f"stream {stream.id}")
+    for way, where in (("WHEP", stream.whep_url), ("HLS", stream.hls_url), ("MPEG-TS", stream.play_url)):
+        if where:
+            typer.echo(f"play   {where}  ({way})")
+
+
+@app.command()
+def play(
+    target: Annotated[
+        str, typer.Argument(help="A stream's id, str_..., or a playback id, pbk_....", show_default=False)
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .ts, .mp4, .m4v, .mov or .mkv file, or - for standard output.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-y", help="Replace the output if it exists.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end, on stderr with -o -.")
+    ] = False,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Play a stream's output: into a file, a pipe, or ffplay or mpv, until it ends or Ctrl-C.
+
+    Exit codes: as of transform, but 0 after Ctrl-C.
+    """
+    with _Ending(as_json=as_json):
+        if target.startswith(live.PLAYBACK_PREFIX):
+            found = place(url, Path.cwd())
+        elif target.startswith(live.STREAM_PREFIX):
+            found = access(url, key, Path.cwd())
+        else:
+            raise InvalidError(f"{target!r} is no stream's id (str_...) and no playback id (pbk_...)")
+        if output is None and not sys.stdout.isatty():
+            raise InvalidError("there is no terminal to play from: give -o out.ts, -o out.mp4, or -o -")
+        to_stdout = output == STDOUT
+        if output is not None and not to_stdout:
+            container_of_play(Path(output))
+            if Path(output).exists() and (not force or Path(output).is_dir()):
+                raise InvalidError(f"{output} exists; --force replaces it")
+        report = asyncio.run(live.played(target, found, output=output))
+        if as_json:
+            typer.echo(json.dumps(asdict(report)), err=to_stdout)
+            return
+        why = "stopped here" if report.stopped else report.end_reason or "the stream is over"
+        typer.echo(f"{report.frames} frames, {report.seconds:.1f} s, ended: {why}", err=to_stdout)
 
 
 @app.command()

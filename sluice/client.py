@@ -55,17 +55,23 @@ class Stream:
     publish_url: str
     play_url: str
     revision: int
+    whep_url: str = ""
+    hls_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One run of a stream. `cost_micro` is the server's estimate, None when it has none (any more)."""
+    """One run of a stream. What only a running one has is None when the server has it not (any more)."""
 
     id: str
     phase: str
     end_reason: str | None
     end_message: str | None
-    cost_micro: int | None
+    cost_micro: int | None  # an estimate
+    fps_in: float | None = None
+    fps_out: float | None = None
+    latency_ms: float | None = None
+    viewers: int | None = None
 
 
 class SluiceClient:
@@ -239,7 +245,14 @@ def _api_error(status: int, body: bytes) -> ApiError:
 
 def _stream(answer: Json) -> Stream:
     try:
-        return Stream(answer["id"], answer["publish_url"], answer["play_url"], answer["revision"])
+        return Stream(
+            id=answer["id"],
+            publish_url=answer["publish_url"],
+            play_url=answer["play_url"],
+            revision=answer["revision"],
+            whep_url=answer.get("whep_url") or "",
+            hls_url=answer.get("hls_url") or "",
+        )
     except KeyError:
         raise ApiError(200, "CLIENT/NOT_SLUICE", "what answers there does not speak Sluice's API") from None
 
@@ -251,6 +264,10 @@ def _session(answer: Json) -> Session:
         end_reason=answer.get("end_reason"),
         end_message=answer.get("end_message"),
         cost_micro=answer.get("cost_micro"),
+        fps_in=answer.get("fps_in"),
+        fps_out=answer.get("fps_out"),
+        latency_ms=answer.get("latency_ms"),
+        viewers=answer.get("viewers"),
     )
 
 

@@ -36,7 +36,16 @@ def access(url: str | None, key: str | None, directory: Path) -> Access:
                 f" {CREDENTIALS} (`make run` writes it)"
             )
         url, key = url or found.url, found.key
-    url = url or DEFAULT_URL
+    return _checked(url or DEFAULT_URL, key)
+
+
+def place(url: str | None, directory: Path) -> Access:
+    """As `access`, for what needs no key: a playback id is one."""
+    found = None if url else _credentials(directory)
+    return _checked(url or (found.url if found else DEFAULT_URL), "")
+
+
+def _checked(url: str, key: str) -> Access:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0

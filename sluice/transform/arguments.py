@@ -80,6 +80,17 @@ def joined(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def with_default(arguments: Sequence[str], option: str, value: str) -> list[str]:
+    """`option` may stand alone, and then means `value`: at the end, or before another option."""
+    result: list[str] = []
+    for index, argument in enumerate(arguments):
+        result.append(argument)
+        following = arguments[index + 1] if index + 1 < len(arguments) else "-"
+        if argument == option and following.startswith("-"):
+            result.append(value)
+    return result
+
+
 def _assignment(text: str) -> tuple[str, Any]:
     found = ASSIGNMENT.fullmatch(text)
     if not found:

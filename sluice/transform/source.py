@@ -65,7 +65,7 @@ class Source:
             raise
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         self.fps = min(max(rate, Fraction(1)), Fraction(240))
-        self._context = _encoder(self.size, self.fps, matrix)
+        self._context = encoder(self.size, self.fps, matrix)
         self._time_base = stream.time_base or TICK
         self.start_s = Fraction(0) if first.pts is None else first.pts * self._time_base
         self.duration_s = self._duration_s()
@@ -193,7 +193,7 @@ def _kinds(container: av.container.InputContainer) -> str:
     return ", ".join(sorted(kinds)) or "nothing"
 
 
-def _encoder(size: tuple[int, int], fps: Fraction, matrix: int) -> av.VideoCodecContext:
+def encoder(size: tuple[int, int], fps: Fraction, matrix: int) -> av.VideoCodecContext:
     """Main profile, for CABAC saves a tenth; no B-frames and no look-ahead: one picture in, its unit out."""
     context = av.CodecContext.create("libx264", "w")
     assert isinstance(context, av.VideoCodecContext)
