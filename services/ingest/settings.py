@@ -184,8 +184,8 @@ class IngestSettings(ServiceSettings):
     rtmp_listen: str = Field("127.0.0.1:1935", description="RTMP for publishers, host:port.")
     public_rtmp_url: str = Field(
         "",
-        description="URL under which clients publish by RTMP, rtmp://host/live. Empty: the request's host, the"
-        " port listened.",
+        description="URL under which clients publish by RTMP, rtmp://host/live. Empty: the request's host and"
+        " the port listened.",
     )
     rtmp_tls_cert: str = Field(
         "",
@@ -209,7 +209,7 @@ class IngestSettings(ServiceSettings):
     )
     webrtc_address: str = Field(
         "",
-        description="Where clients reach that port: addresses or names, by commas, each with or without a port."
+        description="Where clients reach that port: addresses or names, by commas, with or without a port."
         " Empty: the host listened, or for 0.0.0.0 the one of the default route.",
     )
     stun_urls: str = Field(

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import fields
 from typing import Any, cast
 
 import grpc.aio
@@ -33,6 +34,7 @@ from services.ingest.settings import IngestSettings
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 ROOT = "b7ad6b7169203331"
+UNUSED = {field.name for field in fields(Core)} - {"settings", "authenticator", "plane"}
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -61,10 +63,7 @@ async def looking_at(
         settings=IngestSettings(stream_secret="x" * 16, traces_url=url),
         authenticator=cast("Any", Doorman()),
         plane=cast("Any", plane or Plane()),
-        hub=cast("Any", None),
-        keys=cast("Any", None),
-        publishing=cast("Any", None),
-        channels=cast("Any", None),
+        **{name: cast("Any", None) for name in UNUSED},
     )
     transport = httpx.ASGITransport(public_app(core), raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {tenant}"}

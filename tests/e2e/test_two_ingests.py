@@ -20,7 +20,6 @@ from tests.support.browser import chromium
 from tests.support.stack import ROOT, Stack, free_ports, running, until
 from tests.support.viewer import finish
 
-
 SDP = {"Content-Type": "application/sdp"}
 
 

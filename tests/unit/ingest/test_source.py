@@ -92,8 +92,7 @@ async def test_too_much_a_second_ends_it() -> None:
         for unit in pictures(2):
             source.push(unit, 0.0)
     with pytest.raises(TooLargeError) as refused:
-        while True:
-            await source.first_picture()
+        await rest(source)
     assert refused.value.reason == "BITRATE_TOO_HIGH"
 
 
