@@ -55,7 +55,7 @@ class Hub:
         return len(self._sessions)
 
     def create(self, identity: Identity) -> BridgeSession:
-        """Begin a session. Raises ExhaustedError (the pod is full), RateLimitedError (its tenant has enough)."""
+        """Begin a session. Raises ExhaustedError (pod full), RateLimitedError (tenant has enough)."""
         if len(self._sessions) >= self._settings.max_sessions:
             raise ExhaustedError(
                 "this ingest process is full",
