@@ -65,6 +65,16 @@ Key = Annotated[
         metavar="KEY",
     ),
 ]
+Pipeline = Annotated[
+    str | None, typer.Option("--pipeline", "-p", help="Default: the platform's.", show_default=False)
+]
+Prompt = Annotated[
+    str | None, typer.Option("--prompt", help="Short for --param prompt=TEXT.", metavar="TEXT")
+]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", help="A parameter; JSON, or else text. Repeatable.", metavar="NAME=VALUE"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the server's JSON.")]
 
 
@@ -82,16 +92,9 @@ def transform(
         Path,
         typer.Option("--output", "-o", help="What to write: .mp4, .m4v, .mov or .mkv.", show_default=False),
     ],
-    pipeline: Annotated[
-        str | None, typer.Option("--pipeline", "-p", help="Default: the platform's.", show_default=False)
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", help="Short for --param prompt=TEXT.", metavar="TEXT")
-    ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option("--param", help="A parameter; JSON, or else text. Repeatable.", metavar="NAME=VALUE"),
-    ] = None,
+    pipeline: Pipeline = None,
+    prompt: Prompt = None,
+    param: Params = None,
     at: Annotated[
         list[str] | None,
         typer.Option(
@@ -228,16 +231,9 @@ def publish(
         str | None,
         typer.Option("--stream", help="Publish to this stream, str_..., and not to a new one.", metavar="ID"),
     ] = None,
-    pipeline: Annotated[
-        str | None, typer.Option("--pipeline", "-p", help="Default: the platform's.", show_default=False)
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", help="Short for --param prompt=TEXT.", metavar="TEXT")
-    ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option("--param", help="A parameter; JSON, or else text. Repeatable.", metavar="NAME=VALUE"),
-    ] = None,
+    pipeline: Pipeline = None,
+    prompt: Prompt = None,
+    param: Params = None,
     name: Annotated[str, typer.Option("--name", help="The new stream's name. Default: the source's.")] = "",
     loop: Annotated[bool, typer.Option("--loop", help="Begin a file again where it ends.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
