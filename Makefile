@@ -101,8 +101,8 @@ slices: $(VENV)/.dev ## each service imports with only its own extra, each in a 
 cov: $(VENV)/.dev ## coverage of unit and contract tests
 	coverage run -m pytest -q tests/unit tests/contract && coverage report --skip-covered
 
-bench: $(VENV)/.dev ## one benchmark: make bench NAME=relay (or mpegts, latency, memory)
-	@test -f 'tests/bench/$(NAME).py' || { echo "NAME is one of: $$(ls tests/bench | sed -n 's/\.py$$//p' | grep -v -e __init__ -e figures -e libav_runner | tr '\n' ' ')"; exit 2; }
+bench: $(VENV)/.dev ## one benchmark: make bench NAME=relay (without NAME: which there are)
+	@test -f 'tests/bench/$(NAME).py' || { echo "NAME is one of: $$(ls tests/bench | sed -n 's/\.py$$//p' | grep -v -e __init__ -e figures -e libav_runner -e webrtc_echo -e edge_load | tr '\n' ' ')"; exit 2; }
 	python -m tests.bench.$(NAME)
 
 images: playground ## container images; needs a Docker engine

@@ -135,6 +135,7 @@ class Recording:
         self._directory = settings.recording_dir or None
         self._most_bytes = settings.recording_max_mb * 1_000_000
         self._tap = session.tap()
+        session.ask_keyframe()
         self._in_turn, self._filming = asyncio.Lock(), asyncio.Lock()
         self._reel = Reel()
         self._waiting = bytearray()

@@ -27,12 +27,14 @@ from aiortc import (
 from aiortc.codecs import depayload
 from aiortc.mediastreams import MediaStreamTrack
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
+from aiortc.rtcrtpreceiver import StreamStatistics
 from aiortc.rtp import RtpPacket
 from av.packet import Packet
 
 from services.common.media import h264
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec
 
+Take = Callable[[AccessUnit], None]
 CONNECT_S: Final = 10.0
 QUEUE: Final = 1000  # units that wait to be sent
 CLOCK: Final = Fraction(1, CLOCK_HZ)
@@ -64,8 +66,9 @@ class Unencoded(MediaStreamTrack):
 class Units:
     """One receiver's packets as access units; a picture of which a packet is missing is left out."""
 
-    def __init__(self, codec: Codec, take: Callable[[AccessUnit], None]) -> None:
+    def __init__(self, codec: Codec, reports: dict[int, StreamStatistics], take: Take) -> None:
         self._codec = codec
+        self._reports = reports  # aiortc's: what it tells the sender once a second
         self._take = take
         self._parts: list[bytes] = []
         self._next: int | None = None
@@ -79,6 +82,9 @@ class Units:
         if not packet.payload:
             return  # a probe
         self.packets += 1
+        if packet.ssrc not in self._reports:
+            self._reports[packet.ssrc] = StreamStatistics(48_000 if self._codec is Codec.OPUS else CLOCK_HZ)
+        self._reports[packet.ssrc].add(packet)
         if self._next is not None and packet.sequence_number != self._next:
             gap = packet.sequence_number - self._next & 0xFFFF
             if gap > 0x7FFF:
@@ -125,15 +131,28 @@ class Client:
         with mock.patch.object(rtcrtpsender, "random32", return_value=0):
             await self._connect(url)
 
-    async def watch(self, url: str, take: Callable[[AccessUnit], None]) -> None:
+    async def watch(self, url: str, take: Take) -> None:
         """Raises ConnectionRefusedError."""
-        for kind, codec in (("video", Codec.H264), ("audio", Codec.OPUS)):
+        for kind in self.tracks:
             transceiver = self.peer.addTransceiver(kind, "recvonly")
             _prefer_h264(transceiver, RTCRtpReceiver)
-            self.receiving[kind] = Units(codec, take)
-            receiver: Any = transceiver.receiver
-            receiver._handle_rtp_packet = self.receiving[kind].receive
+            self._receive(transceiver, take)
         await self._connect(url)
+
+    async def echo(self, url: str, take: Take) -> None:
+        """Send, and take what comes back. Raises ConnectionRefusedError."""
+        for track in self.tracks.values():
+            transceiver = self.peer.addTransceiver(track, "sendrecv")
+            _prefer_h264(transceiver, RTCRtpSender)
+            self._receive(transceiver, take)
+        await self._connect(url)
+
+    def _receive(self, transceiver: RTCRtpTransceiver, take: Take) -> None:
+        codec = Codec.H264 if transceiver.kind == "video" else Codec.OPUS
+        receiver: Any = transceiver.receiver
+        reports = receiver._RTCRtpReceiver__remote_streams
+        units = self.receiving[transceiver.kind] = Units(codec, reports, take)
+        receiver._handle_rtp_packet = units.receive
 
     async def _connect(self, url: str) -> None:
         # aioice leaves 127.0.0.1 out, and a test must not need a network.
@@ -145,7 +164,7 @@ class Client:
             if answer.status != 201:
                 self.refused = body
                 raise ConnectionRefusedError(f"HTTP {answer.status}: {body}")
-            self.resource = answer.headers["Location"]
+            self.resource = answer.headers.get("Location", "")
         await self.peer.setRemoteDescription(RTCSessionDescription(body, "answer"))
         async with asyncio.timeout(CONNECT_S):
             while self.peer.connectionState != "connected":
@@ -185,8 +204,7 @@ class Client:
 
     def _protocols(self) -> list[Any]:
         connections = {
-            transceiver.sender.transport.transport._connection
-            for transceiver in self.peer.getTransceivers()
+            transceiver.sender.transport.transport._connection for transceiver in self.peer.getTransceivers()
         }
         return [protocol for connection in connections for protocol in connection._protocols]
 

@@ -508,7 +508,10 @@ class BridgeSession:
         return self._channels["data"].channel
 
     def tap(self) -> Tap:
-        """Read the output as access units from the next key frame on, which is asked for."""
+        """Read the output as access units from the next key frame on.
+
+        Who cannot wait for it asks: a request spent on nobody delays the next one.
+        """
         return self._taps.open()
 
     def ask_keyframe(self) -> None:

@@ -87,7 +87,6 @@ class Taps:
             tap.end()
         else:
             self._open.add(tap)
-            self.ask_keyframe()
         return tap
 
     def _forget(self, tap: Tap) -> None:

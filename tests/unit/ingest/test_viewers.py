@@ -74,7 +74,7 @@ async def test_a_reader_that_is_late_goes_on_at_a_key_frame_and_nobody_else_is_l
     assert late[0].keyframe
     assert len(late) <= 10
     assert FRAME_DROPS.labels("tap")._value.get() - before >= 10
-    assert len(asked(stage, "keyframe")) >= 2
+    assert asked(stage, "keyframe"), "the late one needs it"
 
 
 async def test_a_tap_that_is_closed_holds_nothing_and_one_of_an_ended_session_ends_at_once() -> None:

@@ -234,6 +234,7 @@ class Packager:
         self._slicer = slicer
         aac = AsAac()
         tap = session.tap()
+        session.ask_keyframe()
         try:
             async for unit in tap:
                 self._written_s = self._now_s()

@@ -143,6 +143,7 @@ class RtmpPush:
                     writer.write(calling.take())
                     await _hear(calling, reader, chatter)
             tap = self._session.tap()
+            self._session.ask_keyframe()
             listening = asyncio.ensure_future(_listen(calling, reader, writer, chatter))
             feeding = asyncio.ensure_future(_feed(calling, writer, tap))
             self.state = replace(self.state, phase=Phase.LIVE, error="")

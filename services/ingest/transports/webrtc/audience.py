@@ -145,6 +145,8 @@ class Audience:
     async def _show(self, session: BridgeSession) -> None:
         self._session, self._offset = session, None
         tap = session.tap()
+        if any(viewer.connected for viewer in self._viewers):  # the others ask when they are
+            session.ask_keyframe()
         try:
             async for unit in tap:
                 if unit.codec is Codec.H264:
