@@ -139,6 +139,22 @@ async def test_a_viewer_waits_with_a_still_and_stays_over_the_streams_sessions(i
         assert_forward(frames)
 
 
+async def test_a_page_that_closes_its_connection_first_and_deletes_then_leaves_no_grace(
+    ingest: Ingest,
+) -> None:
+    async with publishing(ingest) as publisher:
+        session = ingest.hub.of_stream(STREAM)
+        assert session is not None
+        await publisher.close()
+        await until(lambda: len(ingest.core.peers) == 0)
+        assert not session.closed.done(), "it may come back"
+        strange = publisher.location.replace(KEY, KEYS.publish("str_another"))
+        assert (await ingest.http.delete(strange)).status_code == 404
+        assert (await ingest.http.delete(publisher.location)).status_code == 200
+        assert (await asyncio.wait_for(session.closed, 15)).reason == "input_ended"
+        assert (await ingest.http.delete(publisher.location)).status_code == 404
+
+
 async def test_deleting_the_resource_ends_the_session_in_order(ingest: Ingest) -> None:
     async with publishing(ingest) as publisher:
         session = ingest.hub.of_stream(STREAM)

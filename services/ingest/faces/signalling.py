@@ -125,6 +125,9 @@ def add_resources(router: APIRouter, paths: Iterable[str], prefix: str) -> None:
 
     async def delete(key: str, name: str, core: CoreOf) -> Response:
         """End the connection; what it publishes is done."""
+        stream = stream_of(core, key, prefix)
+        if prefix == PUBLISH_PREFIX and core.peers.finish_interrupted(name, stream):
+            return Response(status_code=200)
         await _resource(core, key, prefix, name).close("deleted", "the client ended it", orderly=True)
         return Response(status_code=200)
 

@@ -37,7 +37,7 @@ from services.ingest.transports.webrtc.viewer import Viewer
 
 log = structlog.get_logger()
 CONNECT_S: Final = 10.0
-SILENCE_S: Final = 8.0  # clients check the way every 2.5 s, or 5 s; three or one of these may be lost
+SILENCE_S: Final = 13.0  # clients check the way every 2.5 s, or 4 to 6 s (RFC 7675); one of these may be lost
 KEYFRAME_EVERY_S: Final = 2.0  # so that segments can be cut; browsers send none by themselves
 FIRST_KEYFRAME_S: Final = 0.5
 REPORT_S: Final = 1.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -44,6 +45,7 @@ PEERS: Final = Gauge("sluice_webrtc_peers", "WebRTC connections by what they do.
 GONE: Final = Counter("sluice_webrtc_peers_ended_total", "WebRTC connections by why they ended.", ["reason"])
 TICK_S: Final = 0.1
 CLOSE_S: Final = 6.0  # longer than one peer's own end takes
+INTERRUPTED: Final = 500  # publishers without a connection that are remembered
 CONVERTERS: Final = 2  # threads; a conversion of 512 x 512 takes a tenth of one
 # Everything else that can end a connection is a session's reason, or an error's.
 REASONS: Final = frozenset(
@@ -70,6 +72,7 @@ class Peers:
         self._peers: dict[str, Peer] = {}
         self._audiences: dict[str, Audience] = {}
         self._readings: dict[Audience, str] = {}  # the names of their tasks
+        self._interrupted: OrderedDict[str, BridgeSession] = OrderedDict()  # by the peer that published
         self._numbers = itertools.count()
         self._stack = AsyncExitStack()
         self._tasks = Bulkhead(self._failed)
@@ -166,6 +169,10 @@ class Peers:
             PEERS.labels(role).dec()
             self._dismiss(audience)
             ended = peer.closed.result() if peer.closed.done() else Ended("internal_error", "")
+            if peer.session is not None and ended.reason != "deleted":
+                self._interrupted[peer.id] = peer.session
+                if len(self._interrupted) > INTERRUPTED:
+                    self._interrupted.popitem(last=False)
             GONE.labels(ended.reason if ended.reason in REASONS else "other").inc()
             log.info("peer gone", role=role, reason=ended.reason, tenant=tenant)
 
@@ -203,6 +210,20 @@ class Peers:
         if found is None:
             raise NotFoundError("there is no such WebRTC connection", reason="PEER_NOT_FOUND")
         return found
+
+    def finish_interrupted(self, name: str, stream: str) -> bool:
+        """A publisher whose connection went first says afterwards that it is done; whether that is so.
+
+        Pages close their connection and then delete its resource: nobody is to wait out the grace for them.
+        """
+        session = self._interrupted.get(name)
+        if session is None or session.identity.stream != stream:
+            return False
+        del self._interrupted[name]
+        if session.connected or session.closed.done():
+            return False
+        session.finish()
+        return True
 
     def publisher_of(self, stream: str) -> Peer | None:
         """The connection that publishes a stream here."""
