@@ -200,12 +200,14 @@ class Publishing:
     async def _push_all(self, session: BridgeSession, source: Source, first: list[AccessUnit]) -> None:
         first = first or await self._first(session, source)
         session.announce(source.streams)
-        for unit in first:
-            session.push(unit, source.arrived_s)
+        await self._push(session, source, first)
         async for units in source:
-            for unit in units:  # there may be many seconds in one chunk
-                await session.room()
-                session.push(unit, source.arrived_s)
+            await self._push(session, source, units)
+
+    async def _push(self, session: BridgeSession, source: Source, units: list[AccessUnit]) -> None:
+        for unit in units:  # there may be many seconds in one chunk
+            await session.room()
+            session.push(unit, source.arrived_s)
 
 
 def end_error(ended: Closed) -> SluiceError:
