@@ -13,7 +13,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 # extra: (what must import, what must not be there)
 SLICES: Final = {
-    "ingest": ("services.ingest.__main__", ("av", "cv2", "numpy", "sqlalchemy", "torch", "typer")),
+    "ingest": ("services.ingest.__main__", ("cv2", "sqlalchemy", "torch", "typer")),
     "router": ("services.router.__main__", ("aiohttp", "av", "fastapi", "numpy", "sqlalchemy", "torch")),
     "session-manager": (
         "services.session_manager.__main__",
