@@ -13,14 +13,12 @@ from typing import Final
 import structlog
 from aiohttp import ClientSession
 
-from services.common.errors import SluiceError
-from services.common.trickle.protocol import NEXT, ChannelClosedError
 from services.common.trickle.publisher import Publisher
+from services.inference.upstream import keep_publishing
 
 log = structlog.get_logger()
 
 CAPACITY: Final = 1000  # a bridge that takes none of so many is not there
-RETRY_S: Final = 0.5
 
 
 class Announcer:
@@ -56,18 +54,7 @@ class Announcer:
 
     async def run(self, session: ClientSession) -> None:
         """A loop for `background`; a bridge that cannot be reached is tried again, a closed one is not."""
-        while True:
-            try:
-                publisher = Publisher(session, self._url, start=NEXT, content_type="application/json")
-                async with publisher:
-                    while True:
-                        await self._publish(publisher)
-            except ChannelClosedError:
-                self._emptied.set()
-                await asyncio.Event().wait()
-            except SluiceError as error:
-                log.warning("events wait", error=error.message)
-                await asyncio.sleep(RETRY_S)
+        await keep_publishing(session, self._url, "application/json", self._publish, self._emptied.set)
 
     async def _publish(self, publisher: Publisher) -> None:
         if self._waiting:

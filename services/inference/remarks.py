@@ -16,8 +16,8 @@ from aiohttp import ClientSession
 from prometheus_client import Counter
 
 from services.common.errors import SluiceError
-from services.common.trickle.protocol import NEXT, ChannelClosedError
 from services.common.trickle.publisher import Publisher
+from services.inference.upstream import keep_publishing
 
 log = structlog.get_logger()
 
@@ -27,7 +27,6 @@ DROPPED: Final = Counter(
 CAPACITY: Final = 128  # two seconds of the most that an engine lets through
 SEGMENT_BYTES: Final = 256 * 1024  # a quarter of what the bridge allows
 BATCH_S: Final = 0.05  # a segment is a request, and the bridge's ring is 64 of them: three seconds
-RETRY_S: Final = 0.5
 
 
 class RemarkWriter:
@@ -66,19 +65,8 @@ class RemarkWriter:
 
     async def run(self, session: ClientSession) -> None:
         """A loop for `background`; a bridge that cannot be reached is tried again, a closed one is not."""
-        while True:
-            await self._filled.wait()
-            try:
-                publisher = Publisher(session, self._url, start=NEXT, content_type="application/jsonl")
-                async with publisher:
-                    while True:
-                        await self._publish(publisher)
-            except ChannelClosedError:
-                self._emptied.set()
-                await asyncio.Event().wait()
-            except SluiceError as error:
-                log.warning("what the pipeline says waits", error=error.message)
-                await asyncio.sleep(RETRY_S)
+        await self._filled.wait()
+        await keep_publishing(session, self._url, "application/jsonl", self._publish, self._emptied.set)
 
     async def _publish(self, publisher: Publisher) -> None:
         if not self._waiting:
