@@ -134,3 +134,16 @@ async def test_a_record_that_is_not_written_yet_or_out_of_reach_ends_no_line(ing
     await until(lambda: listener.of("status"))
     await listener.stop()
     await publishing
+
+
+async def test_a_listener_that_comes_late_hears_the_newest_that_was_said(ingest: Ingest) -> None:
+    publishing = asyncio.ensure_future(ingest.publish(paced(pictures(100), times_faster=1)))
+    session = ingest.hub.session(await ingest.session())
+    for number in range(3):
+        with session.data.begin_segment() as writer:
+            writer.write(b'{"pts": 90000, "data": {"n": %d}}\n' % number)
+    listener = Listener(ingest)
+    await until(lambda: listener.of("data"))
+    assert [one["data"]["n"] for one in listener.of("data")] == [2]
+    await listener.stop()
+    await publishing

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from services.common.errors import DeadlineExceededError, NotFoundError, UnavailableError
 from services.common.latest import DropOldest
 from services.common.lifecycle import background
-from services.common.trickle.protocol import NEXT
+from services.common.trickle.protocol import CURRENT
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import CallerOf, Core, CoreOf
 from services.ingest.faces.endless import EndlessResponse
@@ -103,7 +103,7 @@ async def _applied(session: BridgeSession, queue: DropOldest[bytes]) -> None:
 
 
 async def _said(session: BridgeSession, queue: DropOldest[bytes]) -> None:
-    async for segment in session.data.read(NEXT):
+    async for segment in session.data.read(CURRENT):  # who comes late hears the newest that was said
         text = b"".join([data async for data in segment])
         for line in text.splitlines():
             queue.put(b"event: data\ndata: " + line + b"\n\n")

@@ -20,7 +20,7 @@ from services.common.json_objects import json_object, merge_patch
 from services.common.lifecycle import Bulkhead
 from services.common.param_schema import validate, with_defaults
 from services.common.telemetry import report_bug
-from services.common.trickle.protocol import NEXT
+from services.common.trickle.protocol import CURRENT
 from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.identity import ORDERLY, Closed
 from services.ingest.bridge.session import BridgeSession
@@ -385,7 +385,7 @@ class Conversation:
             self._say(messages.said("parameters_updated", parameters=shown, revision=record.revision))
 
     async def _tell_data(self, session: BridgeSession) -> None:
-        async for segment in session.data.read(NEXT):
+        async for segment in session.data.read(CURRENT):  # who comes late hears the newest that was said
             text = b"".join([data async for data in segment])
             if not self._wants_data:
                 continue
