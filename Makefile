@@ -118,7 +118,7 @@ chart: $(VENV)/.dev ## lint and render the chart, and judge what it renders
 	pytest tests/contract/test_chart.py
 
 constraints: $(VENV)/.dev ## pin what is installed now
-	( echo '# What the tests ran with; renewed by `make constraints`.'; $(PIP) freeze --exclude-editable ) > constraints.txt
+	( echo '# What the tests ran with; renewed by `make constraints`.'; $(PIP) freeze --exclude-editable | sed "s,+cpu,,") > constraints.txt
 
 clean: ## remove the environment and local state
 	rm -rf $(VENV) playground/node_modules services/ingest/playground .sluice .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,1 +1,27 @@
-"""What people import and type: `sluice.pipeline` for authors of pipelines, the client, and the command."""
+"""What people import and type: what authors of pipelines need, the client, and the command."""
+
+from sluice.pipeline import (
+    Apply,
+    AudioFrame,
+    Batcher,
+    Json,
+    Param,
+    ParamError,
+    Pipeline,
+    Prompt,
+    Setup,
+    VideoFrame,
+)
+
+__all__ = [
+    "Apply",
+    "AudioFrame",
+    "Batcher",
+    "Json",
+    "Param",
+    "ParamError",
+    "Pipeline",
+    "Prompt",
+    "Setup",
+    "VideoFrame",
+]

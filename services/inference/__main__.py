@@ -12,6 +12,7 @@ from services.common.grpc_server import serve_grpc
 from services.common.lifecycle import background, until_terminated
 from services.common.settings import host_port, read
 from services.common.telemetry import instance_name, telemetry
+from services.inference.engine_host import EngineHost
 from services.inference.presence import Presence
 from services.inference.server import RunnerServicer
 from services.inference.settings import InferenceSettings
@@ -23,8 +24,9 @@ from services.inference.supervisor import supervised
 async def serve(bus: Bus, settings: InferenceSettings) -> AsyncIterator[int]:
     """A runner on an open connection, until the block ends; yields the bound port."""
     async with supervised(settings) as supervisor:
-        slots = Slots(settings, supervisor)
-        presence = Presence(settings, supervisor, slots, settings.runner_name(instance_name(settings)))
+        host = EngineHost(settings, supervisor)
+        slots = Slots(settings, host)
+        presence = Presence(settings, host, slots, settings.runner_name(instance_name(settings)))
         servicer = RunnerServicer(slots, presence)
         async with (
             serve_grpc(

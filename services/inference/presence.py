@@ -15,9 +15,9 @@ from protos.events.v1 import events_pb2
 from services.common.bus import Bus
 from services.common.errors import SluiceError
 from services.common.topology import RUNNERS, heartbeat
+from services.inference.hosting import Host, Offer
 from services.inference.settings import InferenceSettings
 from services.inference.slots import Slots
-from services.inference.supervisor import Offer, Supervisor
 
 log = structlog.get_logger()
 
@@ -29,10 +29,10 @@ LEAVE_WITHIN_S: Final = 1.0
 class Presence:
     """What this runner says of itself. The boot id is new with every process."""
 
-    def __init__(self, settings: InferenceSettings, supervisor: Supervisor, slots: Slots, name: str) -> None:
+    def __init__(self, settings: InferenceSettings, host: Host, slots: Slots, name: str) -> None:
         self.address = settings.address or settings.listen
         self._settings = settings
-        self._supervisor = supervisor
+        self._host = host
         self._slots = slots
         self._name = name
         self._boot_id = uuid.uuid4().hex
@@ -42,7 +42,7 @@ class Presence:
 
     def advert(self) -> events_pb2.RunnerAdvert:
         settings = self._settings
-        self._known = self._supervisor.offers.value or self._known
+        self._known = self._host.offers.value or self._known
         offers = [
             events_pb2.PipelineOffer(
                 name=offer.name,
@@ -69,7 +69,7 @@ class Presence:
     def heartbeat(self) -> events_pb2.Heartbeat:
         if self._slots.draining:
             state = events_pb2.RUNNER_STATE_DRAINING
-        elif self._supervisor.ready:
+        elif self._host.ready:
             state = events_pb2.RUNNER_STATE_READY
         else:
             state = events_pb2.RUNNER_STATE_STARTING
@@ -92,8 +92,8 @@ class Presence:
 
     async def advertise(self, bus: Bus) -> None:
         """Write the advert when the engine is ready, and again when NATS came back: for `background`."""
-        while not self._supervisor.ready:
-            await self._supervisor.offers.newer_than(self._supervisor.offers.version)
+        while not self._host.ready:
+            await self._host.offers.newer_than(self._host.offers.version)
         while True:
             generation = bus.generation.version
             try:

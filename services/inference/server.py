@@ -12,9 +12,9 @@ from protos.inference.v1 import runner_pb2, runner_pb2_grpc
 from services.common.errors import InvalidError
 from services.common.json_objects import json_object
 from services.common.telemetry import carrier
+from services.inference.assignment import Assignment, Channels, Report
 from services.inference.params import Fold, Patch
 from services.inference.presence import Presence
-from services.inference.session import Assignment, Channels, Report
 from services.inference.slots import Slots
 
 REPORT_EVERY_S: Final = 1.0

@@ -6,7 +6,6 @@ The rule it keeps: media waits for nothing but media, and every end of a session
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
@@ -26,10 +25,10 @@ from services.common.lifecycle import background
 from services.common.machine_clock import clock_name
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer, unwrap
 from services.common.trickle.connection import trickle_session
-from services.common.trickle.protocol import RANDOM_ACCESS
 from services.common.trickle.publisher import Publisher
 from services.common.trickle.subscriber import ReceivedSegment, Subscriber
 from services.inference.announcer import Announcer
+from services.inference.assignment import Assignment, Report, State
 from services.inference.control import Control
 from services.inference.intake import Intake
 from services.inference.outage import Outage
@@ -57,64 +56,28 @@ UNDER_WAY: Final = 1024  # pictures whose times are kept until they are encoded;
 CLOCK: Final = clock_name()
 
 
-class State(enum.Enum):
-    """Where a session at this runner is; the values are the wire's."""
-
-    STARTING = 1
-    RUNNING = 2
-    FINISHED = 3
-    FAILED = 4
-    DETACHED = 5
-
-    @property
-    def terminal(self) -> bool:
-        return self not in {State.STARTING, State.RUNNING}
-
-
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What the runner knows of a session."""
+class Voices:
+    """What a session says and hears beside its media, in the dialect of whoever it works for."""
 
-    state: State = State.STARTING
-    reason: str = ""
-    message: str = ""
-    decoded: int = 0
-    inferred: int = 0
-    encoded: int = 0
-    dropped: int = 0
-    infer_ms: float = 0.0
+    events: Announcer
+    remarks: RemarkWriter
+    control: Control
 
-
-@dataclass(frozen=True, slots=True)
-class Channels:
-    """URLs at the bridge: `in_` and `control` are read, the others written."""
-
-    in_: str
-    out: str
-    control: str
-    events: str
-    data: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """What an attach says."""
-
-    session: str
-    session_epoch: int
-    slot: int
-    slot_epoch: int
-    channels: Channels
-    pipeline: str
-    fold: Fold
-    live: bool
-    headers: Mapping[str, str]  # of the trace that it belongs to
+    @classmethod
+    def at_bridge(cls, of: Assignment, settings: InferenceSettings) -> Voices:
+        channels = of.channels
+        return cls(
+            Announcer(channels.events), RemarkWriter(channels.data), Control(channels.control, settings)
+        )
 
 
 class Session:
     """`report` ends in a terminal state, set when the engine has let go of the session."""
 
-    def __init__(self, assignment: Assignment, supervisor: Supervisor, settings: InferenceSettings) -> None:
+    def __init__(
+        self, assignment: Assignment, supervisor: Supervisor, settings: InferenceSettings, voices: Voices
+    ) -> None:
         self.assignment = assignment
         self.report = Latest(Report())
         self.fold = assignment.fold
@@ -124,9 +87,7 @@ class Session:
         self._line: Line | None = None
         self._input = Intake()
         self._output = Intake()
-        self._events = Announcer(assignment.channels.events)
-        self._remarks = RemarkWriter(assignment.channels.data)
-        self._control = Control(assignment.channels.control, settings)
+        self._events, self._remarks, self._control = voices.events, voices.remarks, voices.control
         self._demuxer = Demuxer()
         self._dts: int | None = None  # of the last picture, unwrapped
         self._processes_sound = False  # what the bridge keeps from us otherwise
@@ -319,7 +280,7 @@ class Session:
     async def _read(self, http: ClientSession) -> None:
         """Take the input in until its channel is closed."""
         outage = Outage(self._bridge_lost_after_s, self._now)
-        start = RANDOM_ACCESS if self.assignment.live else 0
+        start = self.assignment.channels.start if self.assignment.live else 0
         async with Subscriber(http, self.assignment.channels.in_, start=start) as subscriber:
             while True:
                 try:

@@ -6,6 +6,7 @@ The rule it keeps: a slot has at most one session that lives, and commands of an
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -16,10 +17,10 @@ from services.common.latest import Latest
 from services.common.lifecycle import Bulkhead
 from services.common.param_schema import applies, validate
 from services.common.telemetry import report_bug
+from services.inference.assignment import Assignment, State
+from services.inference.hosting import Host, HostedSession, Offer
 from services.inference.params import Patch
-from services.inference.session import Assignment, Session, State
 from services.inference.settings import InferenceSettings
-from services.inference.supervisor import Offer, Supervisor
 
 log = structlog.get_logger()
 
@@ -30,10 +31,10 @@ SESSIONS: Final = Gauge("sluice_runner_sessions", "Sessions in the slots of this
 class Slots:
     """The sessions of this runner. Leaving the block ends them; a slot remembers its last until the next."""
 
-    def __init__(self, settings: InferenceSettings, supervisor: Supervisor) -> None:
+    def __init__(self, settings: InferenceSettings, host: Host) -> None:
         self._settings = settings
-        self._supervisor = supervisor
-        self._sessions: dict[int, Session] = {}
+        self._host = host
+        self._sessions: dict[int, HostedSession] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._epochs: dict[int, int] = {}  # the highest seen, by slot
         self._bulkhead = Bulkhead(self._broken)
@@ -49,12 +50,13 @@ class Slots:
         await self._bulkhead.__aexit__(*exc_info)
 
     @property
-    def living(self) -> list[Session]:
+    def living(self) -> list[HostedSession]:
         return [session for session in self._sessions.values() if not session.report.value.state.terminal]
 
-    def attach(self, of: Assignment) -> None:
+    def attach(self, of: Assignment, session: Callable[[Assignment], HostedSession] | None = None) -> None:
         """Start a session; the same (session, session epoch) again changes nothing.
 
+        `session` makes it, if not the host.
         Raises InvalidError, NotFoundError UNKNOWN_PIPELINE, and ConflictError STALE_EPOCH, SLOT_OCCUPIED,
         NOT_READY or DRAINING.
         """
@@ -69,16 +71,16 @@ class Slots:
             return
         if self.draining:
             raise ConflictError("the runner is leaving", reason="DRAINING")
-        if not self._supervisor.ready:
-            raise ConflictError("the engine is not ready", reason="NOT_READY")
+        if not self._host.ready:
+            raise ConflictError("the host of its sessions is not ready", reason="NOT_READY")
         offer = self._offer(of.pipeline)
         for params in of.fold.outcomes():
             validate(params, offer.params_schema)
         self._require_room(of, offer)
         self._epochs[of.slot] = of.slot_epoch
-        session = Session(of, self._supervisor, self._settings)
-        self._sessions[of.slot] = session
-        self._tasks[of.slot] = self._bulkhead.start(_key(of), self._run(session))
+        begun = (session or self._host.session)(of)
+        self._sessions[of.slot] = begun
+        self._tasks[of.slot] = self._bulkhead.start(_key(of), self._run(begun))
 
     async def update(self, session_id: str, slot_epoch: int, patch: Patch) -> str:
         """Take a revision in; returns how it will take effect.
@@ -110,7 +112,7 @@ class Slots:
             raise DeadlineExceededError("the session does not end", session=session_id)
         session.ended()
 
-    def find(self, session_id: str, slot_epoch: int) -> Session:
+    def find(self, session_id: str, slot_epoch: int) -> HostedSession:
         """Raises NotFoundError, and ConflictError STALE_EPOCH below the epoch of the attach."""
         for session in (*self.living, *self._sessions.values()):
             if session.assignment.session == session_id:
@@ -120,7 +122,7 @@ class Slots:
         raise NotFoundError("the session is not on this runner", reason="UNKNOWN_SESSION", session=session_id)
 
     def _offer(self, pipeline: str) -> Offer:
-        for offer in self._supervisor.offers.value:
+        for offer in self._host.offers.value:
             if offer.name == pipeline:
                 return offer
         raise NotFoundError("this runner has no such pipeline", reason="UNKNOWN_PIPELINE", pipeline=pipeline)
@@ -136,7 +138,7 @@ class Slots:
                 streams=offer.slots_per_engine,
             )
 
-    async def _run(self, session: Session) -> None:
+    async def _run(self, session: HostedSession) -> None:
         of = session.assignment
         with structlog.contextvars.bound_contextvars(session=of.session, slot=of.slot):
             log.info(

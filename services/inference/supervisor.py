@@ -10,10 +10,9 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from prometheus_client import Counter
@@ -21,6 +20,7 @@ from prometheus_client import Counter
 from services.common.errors import InvalidError
 from services.common.latest import Latest
 from services.common.lifecycle import background
+from services.inference.hosting import Offer
 from services.inference.packets import Media, Message, Packet, Pipe, Sound
 from services.inference.settings import InferenceSettings
 
@@ -45,18 +45,6 @@ class SessionFailedError(Exception):
         super().__init__(f"{reason}: {message}")
         self.reason = reason
         self.message = message
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A pipeline that the engine has loaded, as it describes itself."""
-
-    name: str
-    version: str
-    description: str
-    params_schema: Mapping[str, Any]
-    processes_audio: bool
-    slots_per_engine: int
 
 
 class Line:

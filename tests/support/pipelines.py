@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sluice.pipeline import Apply, AudioFrame, Param, Pipeline, VideoFrame
+from sluice.pipeline import Apply, AudioFrame, Param, Pipeline, Setup, VideoFrame
 
 
 class Slow(Pipeline):
@@ -92,7 +92,7 @@ class Ordered(Pipeline):
         self._pts = 0
         self._thread = 0
 
-    def load(self) -> None:
+    def load(self, setup: Setup, params: Mapping[str, Any]) -> None:
         self._thread = threading.get_ident()
 
     def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:

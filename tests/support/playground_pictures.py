@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.engine.pipelines.effects import Effects
-from sluice.pipeline import VideoFrame, defaults
+from sluice.pipeline import Setup, VideoFrame, defaults
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CLIP: Final = ROOT / "tests/data/bigbuckbunny.mp4"
@@ -68,7 +68,7 @@ def _frame(number: int) -> Picture:
 
 def _painted(rgb: Picture, look: str) -> Picture:
     pipeline = Effects()
-    pipeline.load()
+    pipeline.load(Setup.plain(), defaults(type(pipeline)))
     try:
         return pipeline.process(VideoFrame(rgb, 0), {**defaults(Effects), "prompt": look}).rgb
     finally:

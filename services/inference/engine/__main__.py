@@ -27,7 +27,7 @@ from services.inference.engine.stream import Stream
 from services.inference.engine.worker import Worker
 from services.inference.packets import BlockingPipe, Media, Message, Packet, Sound
 from services.inference.params import Fold, Patch
-from sluice.pipeline import Pipeline, schema
+from sluice.pipeline import Pipeline, Setup
 
 log = structlog.get_logger()
 
@@ -46,6 +46,7 @@ class Engine:
         self._offered = {pipeline.name: pipeline for pipeline in offered}
         self._slots = slots
         self._bit_rates = bit_rates
+        self._setup = Setup.plain()
         self._streams: dict[int, Stream] = {}
         self._free: dict[str, list[Worker]] = {}
         self._lock = threading.Lock()  # of both: what closes a stream has a thread of its own
@@ -62,7 +63,7 @@ class Engine:
             self.send(Message("loading", -1, {"pipeline": name}))
             started_s = time.monotonic()
             copies = min(self._slots, pipeline.slots_per_engine)
-            workers = [Worker(pipeline) for _ in range(copies)]
+            workers = [Worker(pipeline, self._setup) for _ in range(copies)]
             for worker in workers:
                 worker.settled.wait()
                 if worker.problem is not None:
@@ -70,7 +71,7 @@ class Engine:
             self._free[name] = workers
             seconds = round(time.monotonic() - started_s, 3)
             self.send(Message("loading", -1, {"pipeline": name, "loaded_in_s": seconds}))
-        offers = [_offer(pipeline) for pipeline in self._offered.values()]
+        offers = [_offer(pipeline, self._setup) for pipeline in self._offered.values()]
         self.send(Message("ready", -1, {"pipelines": offers}))
         threading.Thread(target=self._report, name="report", daemon=True).start()
         for packet in self._pipe.packets():
@@ -110,7 +111,7 @@ class Engine:
         with self._lock:
             self._streams[packet.slot] = stream
             free = self._free[pipeline.name]
-            worker = free.pop() if free else Worker(pipeline)
+            worker = free.pop() if free else Worker(pipeline, self._setup)
         worker.serve(stream, lambda: self._released(stream))
 
     def _released(self, stream: Stream) -> None:
@@ -118,7 +119,7 @@ class Engine:
         stream.join()
         with self._lock:
             del self._streams[stream.slot]
-            self._free[stream.pipeline.name].append(Worker(stream.pipeline))
+            self._free[stream.pipeline.name].append(Worker(stream.pipeline, self._setup))
         self.send(Message("closed", stream.slot, {}))
 
     def _report(self) -> None:
@@ -129,12 +130,12 @@ class Engine:
                     stream.report()
 
 
-def _offer(pipeline: type[Pipeline]) -> dict[str, object]:
+def _offer(pipeline: type[Pipeline], setup: Setup) -> dict[str, object]:
     return {
         "name": pipeline.name,
         "version": pipeline.version,
         "description": pipeline.description,
-        "params_schema": schema(pipeline),
+        "params_schema": pipeline.offered(setup),
         "processes_audio": pipeline.processes_audio,
         "slots_per_engine": pipeline.slots_per_engine,
     }

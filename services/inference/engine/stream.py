@@ -164,7 +164,7 @@ class Stream:
 
     # --- the pipeline's thread
 
-    def infer(self, instance: Pipeline, renew: Callable[[], Pipeline]) -> None:
+    def infer(self, instance: Pipeline, renew: Callable[[Mapping[str, Any]], Pipeline]) -> None:
         """Put every picture through `instance`, or through what `renew` gives when a parameter needs that."""
         complete = defaults(self.pipeline)
         instance.hear = self._remarks.take
@@ -185,7 +185,7 @@ class Stream:
                 was, params = params, {**complete, **effective}
                 applies = self._applies(was, params)
                 if applies is Apply.RELOAD:
-                    instance = renew()
+                    instance = renew(params)
                     instance.hear = self._remarks.take
                 applied += [(revision, applies) for revision in fresh]
             made = instance.process(VideoFrame(picture.frame.rgb(), pts), params)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
 
 from services.inference.engine.stream import Stream
-from sluice.pipeline import Pipeline
+from sluice.pipeline import Pipeline, Setup, defaults
 
 log = structlog.get_logger()
 
@@ -17,8 +18,9 @@ log = structlog.get_logger()
 class Worker:
     """Loads at once. An instance serves one stream from one thread, so all its methods are called there."""
 
-    def __init__(self, pipeline: type[Pipeline]) -> None:
+    def __init__(self, pipeline: type[Pipeline], setup: Setup) -> None:
         self._pipeline = pipeline
+        self._setup = setup
         self._instance: Pipeline | None = None
         # Never longer than the runner's slots: a session without one is refused before it gets here.
         self._assigned: queue.SimpleQueue[tuple[Stream, Callable[[], None]]] = queue.SimpleQueue()
@@ -32,7 +34,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            self._load()
+            self._load(defaults(self._pipeline))
         except BaseException as error:  # an author's code may even exit; its failure is one stream's
             log.exception("pipeline does not load", pipeline=self._pipeline.name)
             self.problem = error
@@ -50,13 +52,13 @@ class Worker:
         self._close()
         released()
 
-    def _load(self) -> None:
+    def _load(self, params: Mapping[str, Any]) -> None:
         self._instance = self._pipeline()
-        self._instance.load()
+        self._instance.load(self._setup, params)
 
-    def _reload(self) -> Pipeline:
+    def _reload(self, params: Mapping[str, Any]) -> Pipeline:
         self._close()
-        self._load()
+        self._load(params)
         assert self._instance is not None
         return self._instance
 

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from services.inference.engine.pipelines import builtin
 from services.inference.engine.pipelines.effects import Effects, Fade, between, blend_of
 from services.inference.engine.pipelines.looks import LOOKS, Picture, Sheet, sketch
-from sluice.pipeline import TICKS_PER_SECOND, VideoFrame, defaults, schema
+from sluice.pipeline import TICKS_PER_SECOND, Setup, VideoFrame, defaults, schema
 
 
 def scene(height: int = 240, width: int = 320, *, shift: float = 0.0) -> Picture:
@@ -368,7 +368,7 @@ def test_close_lets_go_of_the_buffers_and_load_uses_one_thread() -> None:
     threads = cv2.getNumThreads()
     try:
         pipeline = Effects()
-        pipeline.load()
+        pipeline.load(Setup.plain(), defaults(type(pipeline)))
         assert cv2.getNumThreads() == 1
         pipeline.process(VideoFrame(scene(), 0), params())
         pipeline.close()

@@ -17,6 +17,7 @@ from sluice.pipeline import (
     Param,
     Pipeline,
     Prompt,
+    Setup,
     VideoFrame,
     defaults,
     schema,
@@ -36,6 +37,12 @@ class Tuned(Pipeline):
         "note": Param(default="", help="Anything.", max_length=10),
         "prompt": Prompt(default="a cat", help="What.", max_length=20),
     }
+
+    def prepare(self, params: Mapping[str, Any]) -> object:
+        return params["steps"]
+
+    def adopt(self, prepared: object) -> None:
+        pass
 
     def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
         return frame
@@ -186,7 +193,7 @@ def test_declared_parameters_do_not_change_afterwards() -> None:
 def test_a_pipeline_need_only_define_process() -> None:
     pipeline = define()()
     frame = VideoFrame(np.zeros((2, 2, 3), np.uint8), 0)
-    pipeline.load()
+    pipeline.load(Setup.plain(), defaults(type(pipeline)))
     assert pipeline.process(frame, {}) is frame
     pipeline.close()
 

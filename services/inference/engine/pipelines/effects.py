@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Final
 import cv2
 
 from services.inference.engine.pipelines.looks import LOOKS, Picture, Sheet
-from sluice.pipeline import TICKS_PER_SECOND, Param, Pipeline, Prompt, VideoFrame, weighted_texts
+from sluice.pipeline import TICKS_PER_SECOND, Param, Pipeline, Prompt, Setup, VideoFrame, weighted_texts
 
 DEFAULT_LOOK: Final = "watercolor"
 
@@ -218,7 +218,7 @@ class Effects(Pipeline):
         self._fade: Fade | None = None
         self._step = 0  # of the fade
 
-    def load(self) -> None:
+    def load(self, setup: Setup, params: Mapping[str, Any]) -> None:
         # A frame is too little work to share out: beside other streams a second thread makes it slower.
         cv2.setNumThreads(1)
 

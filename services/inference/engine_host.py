@@ -1,0 +1,29 @@
+"""The engine as the host of this runner's sessions."""
+
+from __future__ import annotations
+
+from services.common.latest import Latest
+from services.inference.assignment import Assignment
+from services.inference.hosting import Offer
+from services.inference.session import Session, Voices
+from services.inference.settings import InferenceSettings
+from services.inference.supervisor import Supervisor
+
+
+class EngineHost:
+    """What `Slots` and `Presence` need of it; see `hosting.Host`."""
+
+    def __init__(self, settings: InferenceSettings, supervisor: Supervisor) -> None:
+        self._settings = settings
+        self.supervisor = supervisor
+
+    @property
+    def offers(self) -> Latest[tuple[Offer, ...]]:
+        return self.supervisor.offers
+
+    @property
+    def ready(self) -> bool:
+        return self.supervisor.ready
+
+    def session(self, of: Assignment) -> Session:
+        return Session(of, self.supervisor, self._settings, Voices.at_bridge(of, self._settings))
