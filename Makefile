@@ -38,6 +38,10 @@ run: $(VENV)/.local ## the whole platform on this machine, until Ctrl-C
 	@$(MAKE) -s playground || echo 'The playground could not be built (see above); everything else runs.'
 	@exec python -m deploy.local
 
+diffusion: $(VENV)/.local ## torch and diffusers, so that `make run` can offer streamdiffusion
+	@echo 'Installing torch and diffusers into $(VENV), once; it takes a minute or more.'
+	$(PIP) install -c constraints.txt -e '.[local,diffusion]'
+
 playground: $(PLAYGROUND) ## build the page at /, with Node from a wheel
 
 $(PLAYGROUND): $(PLAYGROUND_SOURCES) $(VENV)/.local
@@ -106,7 +110,7 @@ bench: $(VENV)/.dev ## one benchmark: make bench NAME=relay (without NAME: which
 	python -m tests.bench.$(NAME)
 
 images: playground ## container images; needs a Docker engine
-	for extra in ingest router session-manager billing inference; do
+	for extra in ingest router session-manager billing inference inference-diffusion; do
 	  docker build -f deploy/docker/Dockerfile --target $$extra -t sluice-$$extra:0.1.0 .
 	done
 
@@ -123,4 +127,4 @@ constraints: $(VENV)/.dev ## pin what is installed now
 clean: ## remove the environment and local state
 	rm -rf $(VENV) playground/node_modules services/ingest/playground .sluice .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup run playground playground-check browser test check protos protos-check protos-release fmt lint types arch unit contract e2e slices cov bench images docs chart constraints clean
+.PHONY: help setup run diffusion playground playground-check browser test check protos protos-check protos-release fmt lint types arch unit contract e2e slices cov bench images docs chart constraints clean
