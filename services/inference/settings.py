@@ -29,6 +29,11 @@ class InferenceSettings(ServiceSettings):
         min_length=1,
         description="What the engine loads at its start: built-in names, or module:Class, comma-separated.",
     )
+    models: str = Field(
+        "",
+        description="Where the weights of models lie, as `sluice models` keeps them; a volume in the chart. "
+        "Empty: where that command does.",
+    )
     slots: int = Field(
         1, ge=1, le=64, description="Streams at a time; above 1 for pipelines that share the device well."
     )

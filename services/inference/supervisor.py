@@ -188,6 +188,7 @@ class Supervisor:
                 sys.executable,
                 *("-m", "services.inference.engine", "--fd", str(theirs.fileno())),
                 *("--pipelines", self._settings.pipelines, "--slots", str(self._settings.slots)),
+                *("--models", self._settings.models),
                 *("--min-video-kbps", str(self._settings.min_video_kbps)),
                 *("--max-video-kbps", str(self._settings.max_video_kbps)),
                 *("--log-format", self._settings.log_format, "--log-level", self._settings.log_level),

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -27,7 +28,8 @@ from services.inference.engine.stream import Stream
 from services.inference.engine.worker import Worker
 from services.inference.packets import BlockingPipe, Media, Message, Packet, Sound
 from services.inference.params import Fold, Patch
-from sluice.pipeline import Pipeline, Setup
+from sluice.pipeline import ModelCache, Pipeline, Setup
+from sluice.pipeline.setup import models_root
 
 log = structlog.get_logger()
 
@@ -40,13 +42,18 @@ class Engine:
     """The streams of this process, by slot, and the workers that wait for one, by pipeline."""
 
     def __init__(
-        self, pipe: BlockingPipe, offered: list[type[Pipeline]], slots: int, bit_rates: BitRates
+        self,
+        pipe: BlockingPipe,
+        offered: list[type[Pipeline]],
+        slots: int,
+        bit_rates: BitRates,
+        setup: Setup,
     ) -> None:
         self._pipe = pipe
         self._offered = {pipeline.name: pipeline for pipeline in offered}
         self._slots = slots
         self._bit_rates = bit_rates
-        self._setup = Setup.plain()
+        self._setup = setup
         self._streams: dict[int, Stream] = {}
         self._free: dict[str, list[Worker]] = {}
         self._lock = threading.Lock()  # of both: what closes a stream has a thread of its own
@@ -167,6 +174,9 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True, help="the socket to the supervisor")
     parser.add_argument("--pipelines", required=True, help="names or module:Class, comma-separated")
     parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument(
+        "--models", default="", help="where they lie; empty: where `sluice models` keeps them"
+    )
     parser.add_argument("--min-video-kbps", type=int, required=True)
     parser.add_argument("--max-video-kbps", type=int, required=True)
     parser.add_argument("--log-format", required=True)
@@ -183,7 +193,8 @@ def main() -> None:
         sys.exit(f"cannot offer {arguments.pipelines}: {error}")
     pipe = BlockingPipe(socket.socket(fileno=arguments.fd))
     bit_rates = BitRates(arguments.min_video_kbps * 1000, arguments.max_video_kbps * 1000)
-    Engine(pipe, offered, arguments.slots, bit_rates).serve()
+    root = Path(arguments.models) if arguments.models else models_root()
+    Engine(pipe, offered, arguments.slots, bit_rates, Setup("cpu", ModelCache(root))).serve()
     os._exit(0)  # the pipe ended; threads that are in the middle of a picture are not worth waiting for
 
 
