@@ -92,6 +92,7 @@ EVERYTHING: Final[Object] = {
         "settings": {"labels": {"rack": "7"}, "slots": 2},
         "gpu": {"resource": "nvidia.com/mig-1g.10gb", "count": 2, "runtimeClassName": "nvidia"},
         "rollout": {"maxSurge": 0, "maxUnavailable": "25%"},
+        "models": {"existingClaim": "weights", "fetch": ["stabilityai/sd-turbo"]},
         "extraEgress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
     },
 }
@@ -461,6 +462,26 @@ def test_a_pool_without_gpus_asks_for_none(chart: helm.Chart) -> None:
     assert "SLUICE_INFERENCE_GPU_CLASS" not in environment(objects, "inference")
 
 
+def test_models_are_fetched_before_a_pod_serves_into_what_it_reads(chart: helm.Chart) -> None:
+    fetched = {"inference": {"models": {"fetch": ["stabilityai/sd-turbo", "own/model"]}}}
+    pod = of_kind(render(chart, fetched), "Deployment")["inference"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {"name": "SLUICE_INFERENCE_MODELS", "value": "/models"} in container["env"]
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "models", "emptyDir": {"sizeLimit": "50Gi"}} in pod["volumes"]
+    assert [one["command"][:4] for one in pod["initContainers"]] == [
+        ["sluice", "models", "fetch", "stabilityai/sd-turbo"],
+        ["sluice", "models", "fetch", "own/model"],
+    ]
+    assert {"name": "models", "mountPath": "/models"} in pod["initContainers"][0]["volumeMounts"]
+
+
+def test_a_pool_that_fetches_nothing_has_no_place_for_models(objects: list[Object]) -> None:
+    pod = of_kind(objects, "Deployment")["inference"]["spec"]["template"]["spec"]
+    assert "initContainers" not in pod
+    assert "models" not in {volume["name"] for volume in pod["volumes"]}
+
+
 def test_probes_ask_the_metrics_port(objects: list[Object]) -> None:
     for component, pod in pods(objects).items():
         listen = environment(objects, component)[
@@ -809,7 +830,8 @@ def test_the_dockerfile_builds_what_the_chart_runs(objects: list[Object]) -> Non
     text = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     entries = dict(re.findall(r"^FROM runtime AS (\S+)\n.*\nENTRYPOINT (.+)$", text, re.MULTILINE))
-    assert entries.keys() == SETTINGS.keys()
+    assert entries.keys() == {*SETTINGS, "inference-diffusion"}
+    assert entries["inference-diffusion"] == entries["inference"]
     for component, pod in pods(objects).items():
         module = f"services.{component.replace('-', '_')}"
         assert yaml.safe_load(entries[component]) == ["python", "-m", module]

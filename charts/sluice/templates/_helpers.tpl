@@ -218,6 +218,24 @@ spec:
           whenUnsatisfiable: ScheduleAnyway
           labelSelector:
             matchLabels: {{- include "sluice.selectorLabels" . | nindent 14 }}
+      {{- with .fetch }}
+      {{- /* Before the pod serves: models that are there already are only looked at. */}}
+      initContainers:
+        {{- range . }}
+        - name: fetch-{{ sha256sum . | trunc 10 }}
+          image: {{ include "sluice.image" $ | quote }}
+          imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
+          command: [sluice, models, fetch, {{ . | quote }}, --root, /models]
+          resources: {{- toYaml $.values.resources | nindent 12 }}
+          securityContext:
+            allowPrivilegeEscalation: false
+            readOnlyRootFilesystem: true
+            capabilities: {drop: [ALL]}
+          volumeMounts:
+            - {name: tmp, mountPath: /tmp}
+            - {name: models, mountPath: /models}
+        {{- end }}
+      {{- end }}
       containers:
         - name: {{ .component }}
           image: {{ include "sluice.image" . | quote }}
