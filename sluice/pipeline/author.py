@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -153,4 +154,4 @@ def schema(pipeline: type[Pipeline]) -> dict[str, Any]:
 
 def defaults(pipeline: type[Pipeline]) -> dict[str, Any]:
     """Return the value of every parameter that a stream does not set."""
-    return {name: param.default for name, param in pipeline.params.items()}
+    return {name: deepcopy(param.default) for name, param in pipeline.params.items()}

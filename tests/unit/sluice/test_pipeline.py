@@ -14,6 +14,7 @@ from sluice.pipeline import (
     SAMPLE_RATE,
     Apply,
     AudioFrame,
+    Json,
     Param,
     Pipeline,
     Prompt,
@@ -116,6 +117,10 @@ def test_an_unknown_parameter_is_refused() -> None:
         (Param(default=1.0, help="x", maximum=float("inf")), "JSON cannot say"),
         (Prompt(default=1, help="x"), "not text"),
         (Prompt(default="a", help="x", choices=("a",)), "has no choices"),
+        (Json(default=[], help=" "), "help is empty"),
+        (Json(default=[], help="x", choices=("a",)), "go into its schema"),
+        (Json(default={1, 2}, help="x"), "is no JSON"),
+        (Json(default=[float("inf")], help="x"), "is no JSON"),
         ("just text", "is not a Param"),
     ],
 )
@@ -149,6 +154,39 @@ def test_a_wrong_attribute_fails_where_the_class_is_defined_and_is_named(
 ) -> None:
     with pytest.raises(TypeError, match=rf"Made\.{attribute}"):
         define(**{attribute: value})
+
+
+def test_a_list_or_an_object_is_declared_by_a_schema_of_its_own() -> None:
+    indices = {"type": "array", "items": {"type": "integer"}, "maxItems": 4}
+    made = define(params={"steps": Json(default=[12, 20], help="Which.", schema=indices, apply=Apply.RELOAD)})
+    steps = schema(made)["properties"]["steps"]
+    assert steps == {**indices, "default": [12, 20], "description": "Which.", "x-apply": "reload"}
+    assert not Draft202012Validator(schema(made)).is_valid({"steps": [1.5]})
+
+
+def test_nobody_changes_the_defaults_of_others() -> None:
+    made = define(params={"steps": Json(default=[12], help="Which.", schema={"type": "array"})})
+    defaults(made)["steps"].append(20)
+    assert defaults(made) == {"steps": [12]}
+
+
+def test_rules_between_parameters_are_part_of_the_schema() -> None:
+    low = {"if": {"properties": {"steps": {"maximum": 2}}}, "then": {"properties": {"index": {"maximum": 1}}}}
+    params = {"steps": Param(default=4, help="x"), "index": Param(default=0, help="x")}
+    validator = Draft202012Validator(schema(define(params=params, rules=(low,))))
+    assert validator.is_valid({"steps": 4, "index": 3})
+    assert not validator.is_valid({"steps": 2, "index": 3})
+    assert "allOf" not in schema(define(params=params))
+
+
+def test_a_warm_parameter_needs_somebody_who_prepares_and_adopts() -> None:
+    with pytest.raises(TypeError, match="prepare and adopt are needed, for tempo is warm"):
+        define(params={"tempo": Param(default=1, help="x", apply=Apply.WARM)})
+
+
+def test_a_snapshot_that_cannot_be_restored_fails_where_the_class_is_defined() -> None:
+    with pytest.raises(TypeError, match="only together"):
+        define(snapshot=lambda _: b"")
 
 
 def halved(_: Pipeline, frame: AudioFrame, params: Mapping[str, Any]) -> AudioFrame:
