@@ -12,12 +12,15 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
+from deploy.local.offers import offered
 from deploy.local.processes import Program, Supervisor, supervised
 from deploy.local.settings import LocalSettings
 from protos.billing.v1 import billing_pb2, billing_pb2_grpc
 from services.common import lifecycle
 from services.common.errors import SluiceError, UnauthenticatedError
 from services.common.grpc_client import call, channel
+from sluice.pipeline import ModelCache
+from sluice.pipeline.setup import models_root
 
 TENANT: Final = "local"
 POLL_S: Final = 0.1
@@ -140,6 +143,7 @@ class Stack:
                 **({"loopback_key": key} if local.open_to_loopback else {}),
             ),
         ]
+        pipelines = local.pipelines or offered(ModelCache(models_root()))
         for index in range(local.runners):
             programs.append(  # noqa: PERF401 - a call with so many arguments reads better as a statement
                 self._service(
@@ -147,7 +151,7 @@ class Stack:
                     name=f"runner-{index}",
                     listen=at(local.runner_port + index),
                     runner=f"cpu-{index}",
-                    pipelines=local.pipelines,
+                    pipelines=pipelines,
                 )
             )
         return programs

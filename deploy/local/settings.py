@@ -38,7 +38,9 @@ class LocalSettings(BaseSettings):
         True, description="Clients on this machine are the local tenant without sending its key."
     )
     pipelines: str = Field(
-        "effects,passthrough", description="What each runner loads; module:Class works too."
+        "",
+        description="What each runner loads: names, or module:Class, comma-separated. Empty: effects, "
+        "comfyui, passthrough, and streamdiffusion where its packages and a model for it are.",
     )
     credit_micro: int = Field(
         10_000_000, ge=0, description="The local tenant's credit at its creation: 10 USD."
