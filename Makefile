@@ -106,7 +106,7 @@ cov: $(VENV)/.dev ## coverage of unit and contract tests
 	coverage run -m pytest -q tests/unit tests/contract && coverage report --skip-covered
 
 bench: $(VENV)/.dev ## one benchmark: make bench NAME=relay (without NAME: which there are)
-	@test -f 'tests/bench/$(NAME).py' || { echo "NAME is one of: $$(ls tests/bench | sed -n 's/\.py$$//p' | grep -v -e __init__ -e figures -e libav_runner -e webrtc_echo -e edge_load | tr '\n' ' ')"; exit 2; }
+	@test -f 'tests/bench/$(NAME).py' || { echo "NAME is one of: $$(ls tests/bench | sed -n 's/\.py$$//p' | grep -v -e __init__ -e figures -e libav_runner -e pytrickle -e webrtc_echo -e edge_load | tr '\n' ' ')"; exit 2; }
 	python -m tests.bench.$(NAME)
 
 images: playground ## container images; needs a Docker engine

@@ -82,7 +82,8 @@ def fit(rgb: NDArray[np.uint8], width: int, height: int, how: Fit = Fit.COVER) -
     scale = max(ratios) if how is Fit.COVER else min(ratios)
     if how is Fit.COVER:
         # Cut first: what is not shown needs no scaling.
-        keep_width, keep_height = min(was_width, round(width / scale)), min(was_height, round(height / scale))
+        keep_width = min(was_width, max(1, round(width / scale)))
+        keep_height = min(was_height, max(1, round(height / scale)))
         left, top = (was_width - keep_width) // 2, (was_height - keep_height) // 2
         return _resized(rgb[top : top + keep_height, left : left + keep_width], width, height)
     inner_width, inner_height = max(1, round(was_width * scale)), max(1, round(was_height * scale))

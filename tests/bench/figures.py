@@ -13,21 +13,24 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`baseline` is what the named alternative measured in the same run; None where there is none."""
+    """`baseline` is what the named alternative measured in the same run; None where there is none.
+
+    `value` is None where it could not be measured.
+    """
 
     bench: str
     figure: str
-    value: float
+    value: float | None
     unit: str
     baseline: float | None = None
 
     def line(self) -> str:
-        ratio = round(self.value / self.baseline, 3) if self.baseline else None
+        ratio = round(self.value / self.baseline, 3) if self.baseline and self.value is not None else None
         return json.dumps(
             {
                 "bench": self.bench,
                 "figure": self.figure,
-                "value": round(self.value, 4),
+                "value": None if self.value is None else round(self.value, 4),
                 "unit": self.unit,
                 "baseline": None if self.baseline is None else round(self.baseline, 4),
                 "ratio": ratio,

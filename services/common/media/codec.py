@@ -1,6 +1,7 @@
 """H.264 to frames and back, one in and one out: no frame threads, no look-ahead, no hidden frame of delay.
 
 The rule it keeps: a bad picture costs that picture, never the stream. Times are 90 kHz ticks on both sides.
+Both are libav's in software unless they are told otherwise; `hardware.py` says what a machine has.
 Colours are BT.709 from 720 lines on and BT.601 below, limited range, unless a decoded stream says otherwise.
 """
 
@@ -14,7 +15,9 @@ from typing import Final
 import av
 import numpy as np
 import numpy.typing as npt
+from av.codec.hwaccel import HWAccel
 from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
@@ -45,8 +48,36 @@ HIGHEST_BIT_RATE: Final = (
     8_000_000  # an edge forwards 25 streams per core at 1 Mbit/s; this is the odd large one
 )
 
+X264: Final = "libx264"
+NVENC: Final = "h264_nvenc"
+# By encoder, what makes it give each picture at once and key frames where they are asked for.
+OPTIONS: Final = {
+    X264: {
+        "preset": "superfast",
+        "tune": "zerolatency",
+        "profile": "baseline",
+        "forced-idr": "1",
+        "sc_threshold": "0",
+    },
+    NVENC: {
+        "preset": "p3",
+        "tune": "ull",
+        "profile": "baseline",
+        "rc": "cbr",
+        "forced-idr": "1",
+        "no-scenecut": "1",
+        "zerolatency": "1",
+        "delay": "0",
+        "rc-lookahead": "0",
+    },
+}
+
 Rgb = npt.NDArray[np.uint8]
 """uint8 (H, W, 3), 0..255, full range."""
+
+
+class DecoderBrokenError(Exception):
+    """A decoder that is not at fault for its input failed; it is of no more use."""
 
 
 def bit_rate_for(width: int, height: int, fps: float) -> int:
@@ -82,13 +113,18 @@ class VideoDecoder:
     says can come before it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: HWAccel | None = None) -> None:
+        """`device`: decodes there; its pictures come to main memory. Raises av.FFmpegError without it."""
         self.errors = 0  # units that gave no picture, or one with holes
-        self._context = av.CodecContext.create("h264", "r")
+        self._on_device = device is not None
+        self._context = av.CodecContext.create("h264", "r", hwaccel=device)
         self._context.thread_count = 1  # frame threads would each hold back a picture
 
     def decode(self, data: bytes, pts: int) -> list[DecodedFrame]:
-        """The pictures that one access unit completes, in the order in which they are shown."""
+        """The pictures that one access unit completes, in the order in which they are shown.
+
+        Raises DecoderBrokenError if a device failed.
+        """
         if not data:
             self.errors += 1  # to libav an empty packet means the end of the stream
             return []
@@ -106,7 +142,9 @@ class VideoDecoder:
     def _decoded(self, packet: av.Packet[Stream] | None) -> list[DecodedFrame]:
         try:
             frames = self._context.decode(packet)
-        except av.FFmpegError:
+        except av.FFmpegError as error:
+            if self._on_device and not isinstance(error, av.InvalidDataError):
+                raise DecoderBrokenError(error.strerror) from error
             self.errors += 1
             return []
         self.errors += sum(frame.is_corrupt for frame in frames)
@@ -119,9 +157,13 @@ class VideoEncoder:
     Key frames come where they are asked for and nowhere else, save the first picture. The bit rate is an
     average with a buffer of a second. libx264 counts it in frames, for counting it in time would cost a frame
     of delay; so at half of `fps` half of it is used, until `aim` tells the pace.
+
+    With `NVENC` all of its calls may raise av.FFmpegError, and `aim` makes the next picture a key frame.
     """
 
-    def __init__(self, width: int, height: int, bit_rate: int, *, fps: float = 30) -> None:
+    def __init__(
+        self, width: int, height: int, bit_rate: int, *, fps: float = 30, encoder: str = X264
+    ) -> None:
         if width <= 0 or height <= 0 or width % 2 or height % 2:
             raise InvalidError(
                 "a picture's sides must be even", reason="ODD_SIZE", width=width, height=height
@@ -131,7 +173,8 @@ class VideoEncoder:
         self._fps = fps
         self._matrix = Colorspace.ITU709 if height >= HD_LINES else Colorspace.ITU601
         self._reformatter = VideoReformatter()
-        context = av.CodecContext.create("libx264", "w")
+        context = av.CodecContext.create(encoder, "w")
+        assert isinstance(context, VideoCodecContext)
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.time_base, context.framerate = TICK, Fraction(fps).limit_denominator(1000)
         context.bit_rate = bit_rate
@@ -145,15 +188,7 @@ class VideoEncoder:
         else:
             context.colorspace = BT601_MATRIX
             context.color_primaries, context.color_trc = ColorPrimaries.SMPTE170M, ColorTrc.SMPTE170M
-        context.options = {
-            "preset": "superfast",
-            "tune": "zerolatency",
-            "profile": "baseline",
-            "forced-idr": "1",
-            "sc_threshold": "0",
-            "maxrate": str(bit_rate),
-            "bufsize": str(bit_rate),
-        }
+        context.options = {**OPTIONS[encoder], "maxrate": str(bit_rate), "bufsize": str(bit_rate)}
         self._context = context
 
     def aim(self, bit_rate: int, *, fps: float) -> float:
@@ -161,7 +196,8 @@ class VideoEncoder:
 
         Returns how far that is from what the encoder was opened with, as a factor. Above 1 it stays there:
         libx264 lowers the bit rate of a running encoder and gives it back, no more. Well below 1 its buffer
-        is longer than a second. A new encoder, which begins with a key frame, has neither fault.
+        is longer than a second. A new encoder, which begins with a key frame, has neither fault. (libav
+        resets a running NVENC for another rate, so there its next picture is a key frame.)
         """
         wanted = bit_rate * self._fps / fps
         self._context.bit_rate = round(min(wanted, self._opened_at))

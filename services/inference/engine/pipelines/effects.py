@@ -1,7 +1,7 @@
-"""The pipeline of painted looks: which words of a prompt mean which look, and how one fades into the next.
+"""The pipeline of painted looks: how they mix, and how those of one prompt fade into those of the next.
 
-These are picture filters and not a model: of a prompt only the words in `WORDS` count, and what `DEGREES` and
-numbers do to them. The looks are in `looks.py`.
+These are picture filters and not a model: of a prompt only the words in `looks/words.py` count, and what
+degrees and numbers do to them. The looks are in `looks`.
 
 Whoever knows Scope's parameters says the same here in one patch, each time with all that the row names:
 
@@ -12,8 +12,8 @@ Whoever knows Scope's parameters says the same here in one patch, each time with
     prompt_interpolation_method                 the same, for the mixture of a prompt that names two looks
     noise_scale                                 strength
     base_seed                                   seed
-    reset_cache                                 transition_frames: 0: a fade that is under way ends, and there
-                                                is nothing else that a picture inherits from those before it
+    reset_cache                                 transition_frames: 0: a fade that is under way ends; what is
+                                                left is what `dream` echoes, for a few seconds
 
 A step of Scope is a generation of several pictures; here it is one. `slerp` is spherical between shares of
 looks, for there are no embeddings: it differs from `linear` by some hundredths of a share. Scope's other
@@ -22,108 +22,29 @@ parameters have no meaning here.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import cv2
+import numpy as np
 
-from services.inference.engine.pipelines.looks import LOOKS, Picture, Sheet
-from sluice.pipeline import TICKS_PER_SECOND, Param, Pipeline, Prompt, Setup, VideoFrame, weighted_texts
-
-DEFAULT_LOOK: Final = "watercolor"
-
-_WORDS_OF_LOOKS: Final = {
-    "watercolor": """watercolor watercolors watercolour watercolours aquarelle acuarela aquarell gouache
-        paint paints painted painting paintings painterly brush brushed brushstroke brushstrokes""",
-    "sketch": """sketch sketches sketched sketchy pencil pencils graphite charcoal draw drawing drawings drawn
-        ink inked etching engraving crosshatch crosshatched hatching hatched lineart outline outlined""",
-    "neon": """neon neons glow glows glowing cyberpunk synthwave vaporwave retrowave outrun laser lasers
-        blacklight fluorescent luminous hologram holographic""",
-}
-WORDS: Final[Mapping[str, str]] = {
-    word: look for look, words in _WORDS_OF_LOOKS.items() for word in words.split()
-}
-
-# What a word before a look's word, in the same clause, does to its weight.
-DEGREES: Final[Mapping[str, float]] = {
-    **dict.fromkeys(("no", "not", "without"), 0.0),
-    **dict.fromkeys(
-        ("slightly", "slight", "subtle", "subtly", "faint", "faintly", "hint", "touch", "bit"), 0.35
-    ),
-    **dict.fromkeys(("somewhat", "partly"), 0.5),
-    **dict.fromkeys(("very", "strongly", "strong", "mostly", "heavy", "heavily"), 2.0),
-}
-
-Blend = Mapping[str, float]
-
-LINEAR, SLERP = "linear", "slerp"
-SAME_ANGLE: Final = 1e-4  # radians; closer than this there is no arc to go along
-BY_TIME: Final = -1  # of `transition_frames`
-
-# "(soft neon:1.2)", or "neon:0.7", or a word, or the end of a clause.
-_TOKEN: Final = re.compile(
-    r"\((?P<group>[^():]*):\s*(?P<group_weight>\d{1,4}(?:\.\d{0,6})?)\)"
-    r"|(?P<word>[^\W\d_]+)(?::\s*(?P<weight>\d{1,4}(?:\.\d{0,6})?))?"
-    r"|(?P<stop>[,;.!?])"
+from services.inference.engine.pipelines.looks import LOOKS, Echo, Picture, Sheet
+from services.inference.engine.pipelines.looks.words import (
+    DEFAULT_LOOK,
+    LINEAR,
+    SLERP,
+    Blend,
+    between,
+    blend_of,
 )
+from sluice.pipeline import TICKS_PER_SECOND, Param, Pipeline, Prompt, Setup, VideoFrame
+
+BY_TIME: Final = -1  # of `transition_frames`
+SNAPSHOT_MAX: Final = 1 << 20
 # Below half a level in 255ths a look cannot be seen, so it is not painted.
 _UNSEEN: Final = 0.5 / 255
-
-
-def blend_of(prompt: Any, method: str = LINEAR) -> Blend:
-    """Return the share of each look that `prompt` names; the shares add up to 1.
-
-    Of several mentions of a look the weightiest counts. A prompt that gives none any weight means
-    `DEFAULT_LOOK`. With `SLERP` two looks share as far along the arc between them as the second weighs.
-    """
-    weights: dict[str, float] = {}
-    for text, weight in weighted_texts(prompt):
-        for look, mentioned in _mentions(text.lower()):
-            weights[look] = max(weights.get(look, 0.0), weight * mentioned)
-    total = sum(weights.values())
-    if total <= 0:
-        return {DEFAULT_LOOK: 1.0}
-    blend = {look: weights[look] / total for look in LOOKS if weights.get(look, 0.0) > 0}
-    if method == SLERP and len(blend) == 2:
-        one, other = blend
-        return between({one: 1.0}, {other: 1.0}, blend[other], SLERP)
-    return blend
-
-
-def between(before: Blend, after: Blend, share: float, method: str) -> Blend:
-    """Return the blend that is `share` of the way from one to the other; its shares add up to 1."""
-    parts = 1 - share, share
-    if method == SLERP:
-        lengths = math.hypot(*before.values()), math.hypot(*after.values())
-        cosine = sum(weight * after.get(look, 0.0) for look, weight in before.items()) / math.prod(lengths)
-        angle = math.acos(min(cosine, 1.0))
-        if angle > SAME_ANGLE:
-            parts = (
-                math.sin((1 - share) * angle) / lengths[0],
-                math.sin(share * angle) / lengths[1],
-            )
-    blend = {look: parts[0] * before.get(look, 0.0) + parts[1] * after.get(look, 0.0) for look in LOOKS}
-    total = sum(blend.values())
-    return {look: weight / total for look, weight in blend.items() if weight > 0}
-
-
-def _mentions(text: str) -> Iterable[tuple[str, float]]:
-    degree = 1.0
-    for token in _TOKEN.finditer(text):
-        if token["group"] is not None:
-            for look, mentioned in _mentions(token["group"]):
-                yield look, degree * mentioned * float(token["group_weight"])
-            degree = 1.0
-        elif token["stop"]:
-            degree = 1.0
-        elif token["word"] in DEGREES:
-            degree = DEGREES[token["word"]]
-        elif token["word"] in WORDS:
-            yield WORDS[token["word"]], degree * float(token["weight"] or 1)
-            degree = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +78,19 @@ class Fade:
 
 
 class Effects(Pipeline):
-    """Watercolour, pencil sketch and neon, and mixtures of them."""
+    """Nineteen looks, from watercolour to falling code, and mixtures of them."""
 
     name = "effects"
-    version = "1.0"
+    version = "2.0"
     description = (
-        "Picture filters, not a model, so it needs no GPU and no weights: the looks watercolor, sketch and "
-        "neon, chosen and mixed by the words of the prompt. Other words have no effect."
+        "Picture filters, not a model, so it needs no GPU and no weights. The words of the prompt choose and "
+        f"mix the looks {', '.join(LOOKS)}. Other words have no effect."
     )
     params: ClassVar[Mapping[str, Param]] = {
         "prompt": Prompt(
             default=DEFAULT_LOOK,
             help=(
-                "Which looks: watercolor, sketch, neon, or synonyms such as painting, pencil and cyberpunk. "
+                f"Which looks: {', '.join(LOOKS)}, or synonyms such as painting, pencil and cyberpunk. "
                 "Name several to mix them, with weights if wanted: 'neon:0.7 watercolor:0.3', "
                 "or a list of [text, weight]. A prompt that names none means watercolor."
             ),
@@ -180,7 +101,7 @@ class Effects(Pipeline):
         ),
         "seed": Param(
             default=0,
-            help="Which sheet of paper: its grain, and how the brush and the pencil wander on it.",
+            help="Which sheet of paper, pane of glass or reel of film: all that is left to chance.",
             minimum=0,
             maximum=2**32 - 1,
         ),
@@ -217,6 +138,7 @@ class Effects(Pipeline):
         self._blend: Blend = {}
         self._fade: Fade | None = None
         self._step = 0  # of the fade
+        self._restored: Echo | None = None
 
     def load(self, setup: Setup, params: Mapping[str, Any]) -> None:
         # A frame is too little work to share out: beside other streams a second thread makes it slower.
@@ -228,10 +150,60 @@ class Effects(Pipeline):
         if strength < _UNSEEN:
             return frame
         sheet = self._sheet_for(frame.rgb, int(params["seed"]))
-        return frame.with_rgb(_painted(frame.rgb, blend, strength, sheet))
+        return frame.with_rgb(_painted(frame.rgb, frame.pts, blend, strength, sheet))
+
+    def snapshot(self) -> bytes | None:
+        """The change that is under way, and what the looks that are shown remember of the pictures."""
+        fade = self._fade
+        if fade is None:
+            return None
+        echo = self._echo if any(LOOKS[look].remembers for look in fade.after) else None
+        told = {
+            "before": fade.before,
+            "after": fade.after,
+            "start_pts": fade.start_pts,
+            "ticks": fade.ticks,
+            "steps": fade.steps,
+            "method": fade.method,
+            "step": self._step,
+            "echo_pts": None if echo is None else echo.pts,
+        }
+        line = json.dumps(told).encode() + b"\n"
+        if echo is None:
+            return line
+        encoded = cv2.imencode(".png", echo.picture, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes()
+        if len(line) + len(encoded) <= SNAPSHOT_MAX:
+            return line + encoded
+        return json.dumps({**told, "echo_pts": None}).encode() + b"\n"
+
+    def restore(self, snapshot: bytes) -> None:
+        line, _, encoded = snapshot.partition(b"\n")
+        try:
+            told = json.loads(line)
+            fade = Fade(
+                _known(told["before"]),
+                _known(told["after"]),
+                int(told["start_pts"]),
+                float(told["ticks"]),
+                None if told["steps"] is None else int(told["steps"]),
+                str(told["method"]),
+            )
+            step, echo = int(told["step"]), None
+            if told["echo_pts"] is not None:
+                picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+                if picture is None:
+                    raise ValueError("the picture of the snapshot cannot be read")
+                echo = Echo(np.asarray(picture, np.uint8), int(told["echo_pts"]))
+        except (KeyError, TypeError, AttributeError, cv2.error) as error:
+            raise ValueError(f"not a snapshot of effects: {error!r}") from error
+        self._fade, self._step, self._restored = fade, step, echo
 
     def close(self) -> None:
         self._sheet = None
+
+    @property
+    def _echo(self) -> Echo | None:
+        return self._restored if self._sheet is None else self._sheet.echo
 
     def _blend_at(self, pts: int, params: Mapping[str, Any]) -> Blend:
         wanted = params["prompt"], params["prompt_interpolation_method"]
@@ -261,11 +233,20 @@ class Effects(Pipeline):
     def _sheet_for(self, rgb: Picture, seed: int) -> Sheet:
         height, width = rgb.shape[:2]
         if self._sheet is None or not self._sheet.fits(height, width, seed):
+            echo = self._echo
             self._sheet = Sheet(height, width, seed)
+            self._sheet.echo = echo
         return self._sheet
 
 
-def _painted(rgb: Picture, blend: Blend, strength: float, sheet: Sheet) -> Picture:
+def _known(blend: Mapping[str, Any]) -> Blend:
+    """Return what a snapshot says of shares. Raises ValueError for a look that there is not any more."""
+    if not blend.keys() <= LOOKS.keys():
+        raise ValueError(f"not all looks of today: {', '.join(blend)}")
+    return {look: float(share) for look, share in blend.items()}
+
+
+def _painted(rgb: Picture, pts: int, blend: Blend, strength: float, sheet: Sheet) -> Picture:
     """Mix the looks of `rgb` by their shares, and with what `strength` leaves of the source."""
     shares = {look: share * strength for look, share in blend.items() if share * strength >= _UNSEEN}
     laid = 1 - sum(shares.values())
@@ -273,7 +254,7 @@ def _painted(rgb: Picture, blend: Blend, strength: float, sheet: Sheet) -> Pictu
         laid = 0.0
     out = rgb
     for look, share in shares.items():
-        layer = LOOKS[look](rgb, sheet)
+        layer = LOOKS[look].paint(rgb, sheet, pts)
         if laid:
             cv2.addWeighted(out, laid / (laid + share), layer, share / (laid + share), 0, layer)
         out, laid = layer, laid + share
