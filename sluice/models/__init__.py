@@ -1,0 +1,1 @@
+"""The models of this machine, kept: fetched, added, verified, removed. Only whole ones are ever seen."""
