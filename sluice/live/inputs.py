@@ -23,7 +23,7 @@ from services.common.errors import InvalidError
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec
 from sluice.live.pictures import Encoded, Passed, can_pass, file_can_pass
 from sluice.live.sounds import sounds_of
-from sluice.transform.source import is_known, opened
+from sluice.transform.clip import is_known, opened
 
 URL_SCHEMES: Final = frozenset({"http", "https", "rtmp", "rtmps"})
 PACED_SCHEMES: Final = frozenset({"http", "https"})  # a file of a server, or HLS, whose segments come at once

@@ -46,6 +46,13 @@ def changes(texts: Iterable[str]) -> list[Change]:
     return [Change(at_ms, params) for at_ms, params in sorted(by_time.items())]
 
 
+def require_within(changes: Iterable[Change], duration_s: float | None) -> None:
+    """Raise InvalidError for a change that the clip ends before."""
+    for change in changes:
+        if duration_s is not None and change.at_ms > duration_s * 1000:
+            raise InvalidError(f"--at {change.at_ms / 1000:g}s is behind the clip's end, {duration_s:.1f} s")
+
+
 def milliseconds(text: str) -> int:
     """The time that `2s`, `1500ms`, `0:02` or `1:02:03.5` says."""
     if found := UNITS.fullmatch(text):

@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from services.common.errors import InvalidError
 from services.common.media.codec import TICK
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Muxer
-from sluice.transform.sound import Sound, SoundTrack
+from sluice.transform.sound import ResultSound, SoundTrack
 
 CONTAINERS: Final = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 FASTSTART: Final = {"movflags": "+faststart"}  # the index at the front: it plays while it downloads
@@ -54,7 +54,7 @@ class Result:
     Pictures keep their distance from the sound: whichever of the two begins first in the clip is at 0.
     """
 
-    def __init__(self, path: Path, container: str, *, start_s: Fraction, sound: Sound) -> None:
+    def __init__(self, path: Path, container: str, *, start_s: Fraction, sound: ResultSound) -> None:
         self._output = av.open(
             str(path.absolute()), "w", format=container, options=FASTSTART if container != "matroska" else {}
         )

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import av
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
-from sluice.transform.source import is_known, opened
+from sluice.transform.clip import is_known, opened
 
 # libav would put more into an MP4, but then it plays in few places beyond libav.
 COPIED_INTO_MP4: Final = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"})
@@ -25,6 +25,25 @@ AAC_RATES: Final = frozenset(
 AAC_LAYOUTS: Final = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 AAC_BIT_RATE_PER_CHANNEL: Final = 80_000
 GAP_S: Final = 0.1  # containers round times to milliseconds, or to frames; nothing rounds so much
+
+
+class SoundTrack(Protocol):
+    """The sound of a result in the making."""
+
+    def write_until(self, end_s: Fraction) -> None:
+        """Write what sounds before `end_s` of the clip."""
+
+    def finish(self) -> None:
+        """Write what is left."""
+
+
+class ResultSound(Protocol):
+    """What a result takes its sound from."""
+
+    start_s: Fraction | None
+
+    def into(self, output: OutputContainer, origin_s: Fraction) -> SoundTrack | None:
+        """A track for it in `output`, where the clip's `origin_s` is 0; None without any sound."""
 
 
 class Sound:
@@ -56,7 +75,6 @@ class Sound:
         self._container.close()
 
     def into(self, output: OutputContainer, origin_s: Fraction) -> SoundTrack | None:
-        """A track for it in `output`, where the clip's `origin_s` is 0; None without any sound."""
         if self._stream is None or self._held is None:
             return None
         name = self._stream.codec_context.codec.canonical_name  # mp3, where the decoder is mp3float
@@ -94,7 +112,6 @@ class Copied:
         self._origin_s = origin_s
 
     def write_until(self, end_s: Fraction) -> None:
-        """Write what sounds before `end_s` of the clip."""
         self._write(self._sound.until(end_s))
 
     def finish(self) -> None:
@@ -132,7 +149,6 @@ class Encoded:
         self._next: int | None = None  # where the next sample belongs, in samples
 
     def write_until(self, end_s: Fraction) -> None:
-        """Write what sounds before `end_s` of the clip."""
         for packet in self._sound.until(end_s):
             self._take(packet)
 
@@ -161,6 +177,3 @@ class Encoded:
             frame.pts = self._next
             self._next = (self._next or 0) + frame.samples
             self._output.mux(self._track.encode(frame))
-
-
-SoundTrack = Copied | Encoded

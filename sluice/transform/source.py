@@ -1,8 +1,4 @@
-"""Reads a clip as the pictures that are sent: H.264, one unit a picture, times in ticks from the first one.
-
-The rule it keeps: a picture's time is the file's, whatever its frame rate does. A damaged part of a file
-costs that part. Blocking: it is called in a thread of its own.
-"""
+"""A clip as it is sent: H.264, one unit a picture. Blocking: it is called in a thread of its own."""
 
 from __future__ import annotations
 
@@ -10,27 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import av
-from av.stream import Disposition, Stream
 from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
-from av.video.stream import VideoStream
 
-from services.common.errors import InvalidError
 from services.common.media import h264
 from services.common.media.codec import BT709_MATRIX, TICK
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec
-from sluice.transform.picture import SMALLEST_SIDE, Framer, Orientation, fitted, matrix_of
+from sluice.transform.clip import Clip
 
 KEYFRAME_TICKS: Final = CLOCK_HZ  # what the platform cuts segments by, and what a fail-over replays at most
 LONGEST_GAP_TICKS: Final = CLOCK_HZ  # a silence of 2 s is a publisher gone quiet; a still picture is none
 QUALITY: Final = "20"  # crf; above 40 dB, so that what is lost is lost in the pipeline
 LARGEST_BIT_RATE: Final = 20_000_000
 ENCODER_THREADS: Final = 4  # slices: more of them cost bits, fewer do not keep up with 1080p on a laptop
-NO_VIDEOS: Final = frozenset({"image2", "tty"})  # libav reads a picture, and a text, as a video
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,106 +32,26 @@ class Picture:
     repeated: bool
 
 
-class Source:
-    """An open clip. `pictures` is read once, from beginning to end."""
+class Source(Clip):
+    """An open clip and its encoder. `pictures` is read once, from beginning to end."""
 
     def __init__(self, path: Path, limit: tuple[int, int]) -> None:
-        """Raises InvalidError, one sentence, if there is no video in `path`."""
-        self.damaged = 0  # packets that gave no picture
-        self.count = 0  # pictures so far, without repeated ones
-        self.end_ticks = 0  # where the last one so far ends
-        self._container = opened(path)
-        try:
-            stream = _video_of(self._container, path)
-            stream.thread_type = "AUTO"
-            self._stream = stream
-            self._frames = self._decoded()
-            first = self._first = _first_of(self._frames, path)
-            orientation = Orientation.of(first)
-            self.size = self._size(first, orientation, limit, path)
-            matrix = matrix_of(first)
-            self._framer = Framer(self.size, orientation, matrix)
-        except BaseException:
-            self._container.close()
-            raise
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        self.fps = min(max(rate, Fraction(1)), Fraction(240))
-        self._context = encoder(self.size, self.fps, matrix)
-        self._time_base = stream.time_base or TICK
-        self.start_s = Fraction(0) if first.pts is None else first.pts * self._time_base
-        self.duration_s = self._duration_s()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._container.close()
+        super().__init__(path, limit)
+        self._context = encoder(self.size, self.fps, self.matrix)
 
     def pictures(self) -> Iterator[Picture]:
         """Every picture, encoded; in a long gap the last one again, for silence would end the session."""
         ticks = -1
         key_due = 0
         shown: av.VideoFrame | None = None
-        for frame in self._all_frames():
-            now = self._ticks(frame)
-            if now <= ticks:
-                continue  # two at one time: nobody could have seen the first
+        for now, frame in self.frames():
             while shown is not None and now - ticks > LONGEST_GAP_TICKS:
                 ticks += LONGEST_GAP_TICKS
                 yield from self._encoded(shown, ticks, keyframe=ticks >= key_due, repeated=True)
                 key_due = ticks + KEYFRAME_TICKS if ticks >= key_due else key_due
-            ticks, shown = now, self._framer.picture(frame)
-            self.count += 1
-            self.end_ticks = ticks + self._length(frame)
+            ticks, shown = now, frame
             yield from self._encoded(shown, ticks, keyframe=ticks >= key_due, repeated=False)
             key_due = ticks + KEYFRAME_TICKS if ticks >= key_due else key_due
-
-    def _all_frames(self) -> Iterator[av.VideoFrame]:
-        yield self._first
-        yield from self._frames
-
-    def _decoded(self) -> Iterator[av.VideoFrame]:
-        for packet in self._packets():
-            try:
-                yield from self._stream.decode(packet)
-            except av.FFmpegError:
-                self.damaged += 1
-
-    def _packets(self) -> Iterator[av.Packet[VideoStream] | None]:
-        try:
-            for packet in self._container.demux(self._stream):
-                if packet.size:
-                    yield packet
-        except av.FFmpegError:
-            self.damaged += 1  # the file is cut off here
-        yield None
-
-    def _ticks(self, frame: av.VideoFrame) -> int:
-        if frame.pts is None:  # a raw stream has no times, only a rate
-            return round(self.count * CLOCK_HZ / self.fps)
-        return round((frame.pts * self._time_base - self.start_s) * CLOCK_HZ)
-
-    def _length(self, frame: av.VideoFrame) -> int:
-        seconds = frame.duration * self._time_base if frame.duration else 1 / self.fps
-        return max(1, round(seconds * CLOCK_HZ))
-
-    def _duration_s(self) -> float | None:
-        if self._stream.duration:
-            return float(self._stream.duration * self._time_base)
-        return self._container.duration / av.time_base if self._container.duration else None
-
-    def _size(
-        self, first: av.VideoFrame, orientation: Orientation, limit: tuple[int, int], path: Path
-    ) -> tuple[int, int]:
-        aspect = self._stream.sample_aspect_ratio
-        if not aspect or not Fraction(1, 8) < aspect < 8:
-            aspect = Fraction(1)
-        width, height = round(first.width * aspect), first.height
-        if min(width, height) < SMALLEST_SIDE:
-            raise InvalidError(f"{path}: a picture of {width}x{height} is too small to send")
-        return fitted(*((height, width) if orientation.transpose else (width, height)), limit)
 
     def _encoded(
         self, frame: av.VideoFrame, ticks: int, *, keyframe: bool, repeated: bool
@@ -150,47 +61,6 @@ class Source:
         for packet in self._context.encode(frame):
             data = bytes(packet)
             yield Picture(AccessUnit(Codec.H264, ticks, ticks, data, h264.is_keyframe(data)), repeated)
-
-
-def opened(path: Path) -> av.container.InputContainer:
-    """Open `path` for reading. Raises InvalidError that says in one sentence why that cannot be."""
-    if path.is_dir():
-        raise InvalidError(f"{path} is a directory")
-    try:
-        if not path.stat().st_size:
-            raise InvalidError(f"{path} is empty")
-        return av.open(str(path.absolute()))  # a relative name with a colon would be a URL to libav
-    except FileNotFoundError:
-        raise InvalidError(f"{path} does not exist") from None
-    except PermissionError:
-        raise InvalidError(f"{path} may not be read") from None
-    except (av.FFmpegError, OSError) as error:
-        raise InvalidError(f"{path} is not a video, or not a whole one ({error.strerror})") from error
-
-
-def is_known(stream: Stream) -> bool:
-    """Whether libav can decode it; if not there is, against PyAV's types, no context."""
-    return getattr(stream, "codec_context", None) is not None
-
-
-def _video_of(container: av.container.InputContainer, path: Path) -> VideoStream:
-    if container.format.name in NO_VIDEOS or container.format.name.endswith("_pipe"):
-        raise InvalidError(f"{path} is not a video")
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic and is_known(stream):
-            return stream
-    raise InvalidError(f"{path} has no video in it, only {_kinds(container)}")
-
-
-def _first_of(frames: Iterator[av.VideoFrame], path: Path) -> av.VideoFrame:
-    for frame in frames:
-        return frame
-    raise InvalidError(f"{path}: no picture in it can be decoded")
-
-
-def _kinds(container: av.container.InputContainer) -> str:
-    kinds = {"picture" if stream.type == "video" else stream.type for stream in container.streams}
-    return ", ".join(sorted(kinds)) or "nothing"
 
 
 def encoder(size: tuple[int, int], fps: Fraction, matrix: int) -> av.VideoCodecContext:
