@@ -1,6 +1,7 @@
 // The platform's HTTP API as this page uses it; every failure is an ApiError or an AwayError.
 
 import { EventSourceParserStream } from "eventsource-parser/stream"
+import type { Health, Loading, Problem, Refusal } from "./pure/condition.ts"
 import { ApiError, AwayError } from "./pure/failures.ts"
 import type { Params, Schema } from "./pure/schema.ts"
 
@@ -11,6 +12,8 @@ export interface Offer {
   readonly params_schema: Schema
   readonly slots: number
   readonly free: number
+  readonly warm?: boolean
+  readonly devices?: readonly string[]
 }
 export interface Prices {
   readonly currency: string
@@ -43,10 +46,16 @@ export interface Status {
   readonly micro_per_second: number
   readonly session_ms?: number
   readonly viewers?: number
+  readonly health?: Health | null
+  readonly loading?: Loading | null
 }
 export type StreamEvent =
   | { readonly kind: "status"; readonly status: Status }
-  | { readonly kind: "applied"; readonly revision: number }
+  | { readonly kind: "applied"; readonly revision: number; readonly applies: string }
+  | { readonly kind: "refused"; readonly refusal: Refusal }
+  | { readonly kind: "loading"; readonly loading: Loading }
+  | { readonly kind: "problem"; readonly problem: Problem }
+  | { readonly kind: "health"; readonly health: Health }
   | { readonly kind: "data"; readonly data: unknown }
   | { readonly kind: "ended"; readonly reason: string; readonly message: string }
 
@@ -105,11 +114,31 @@ export async function* events(stream: Stream, stop: AbortSignal): AsyncGenerator
   if (!answer.ok || !answer.body) throw await refusal(answer)
   const parsed = answer.body.pipeThrough(new TextDecoderStream()).pipeThrough(new EventSourceParserStream())
   for await (const { event, data } of parsed) {
-    const body = parsedOr(data)
-    if (event === "status" && body !== null) yield { kind: "status", status: body as Status }
-    if (event === "data") yield { kind: "data", data: body }
-    if (event === "applied") yield { kind: "applied", revision: (body as { revision: number }).revision }
-    if (event === "ended") yield { kind: "ended", ...(body as { reason: string; message: string }) }
+    const heard = eventOf(event ?? "", parsedOr(data))
+    if (heard) yield heard
+  }
+}
+
+function eventOf(name: string, body: unknown): StreamEvent | null {
+  switch (name) {
+    case "status":
+      return body === null ? null : { kind: "status", status: body as Status }
+    case "data":
+      return { kind: "data", data: body }
+    case "applied":
+      return { kind: "applied", ...(body as { revision: number; applies: string }) }
+    case "refused":
+      return { kind: "refused", refusal: body as Refusal }
+    case "loading":
+      return { kind: "loading", loading: body as Loading }
+    case "problem":
+      return { kind: "problem", problem: body as Problem }
+    case "health":
+      return { kind: "health", health: body as Health }
+    case "ended":
+      return { kind: "ended", ...(body as { reason: string; message: string }) }
+    default:
+      return null
   }
 }
 

@@ -1,9 +1,6 @@
 // What this page knows of the pipelines that come with the platform: their pictures, and prompts to begin with.
 
 import effects from "./assets/effects.webp"
-import neon from "./assets/look-neon.webp"
-import sketch from "./assets/look-sketch.webp"
-import watercolor from "./assets/look-watercolor.webp"
 import passthrough from "./assets/passthrough.webp"
 
 export interface Look {
@@ -12,12 +9,12 @@ export interface Look {
 }
 
 const PICTURES: Readonly<Record<string, string>> = { effects, passthrough }
-const LOOKS: Readonly<Record<string, readonly Look[]>> = {
-  effects: [
-    { prompt: "watercolor", picture: watercolor },
-    { prompt: "sketch", picture: sketch },
-    { prompt: "neon", picture: neon },
-  ],
+const PAINTED = import.meta.glob<string>("./assets/look-*.webp", { eager: true, import: "default" })
+// Those first that differ most; what is not painted is not shown.
+const PROMPTS: Readonly<Record<string, string>> = {
+  effects:
+    "watercolor comic neon sketch oil pixel stainedglass dream matrix thermal " +
+    "popart engraving mosaic poster kaleidoscope ascii noir vhs glitch",
 }
 
 export function pictureOf(pipeline: string): string | null {
@@ -25,5 +22,8 @@ export function pictureOf(pipeline: string): string | null {
 }
 
 export function looksOf(pipeline: string): readonly Look[] {
-  return LOOKS[pipeline] ?? []
+  return (PROMPTS[pipeline]?.split(" ") ?? []).flatMap((prompt) => {
+    const picture = PAINTED[`./assets/look-${prompt}.webp`]
+    return picture ? [{ prompt, picture }] : []
+  })
 }

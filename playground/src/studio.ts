@@ -2,6 +2,7 @@
 
 import { batch, computed, effect, signal } from "@preact/signals"
 import * as api from "./api.ts"
+import { looksOf } from "./known.ts"
 import { keep, sleep } from "./media/keeping.ts"
 import { type Link, LinkMeter, latencyOf } from "./media/link.ts"
 import { Peering } from "./media/peering.ts"
@@ -13,9 +14,13 @@ import {
   type Source,
   type SourceKind,
 } from "./media/source.ts"
+import { parameterIn, type Refusal } from "./pure/condition.ts"
 import { ApiError, type Ending, endingOf, type Failure, failureOf } from "./pure/failures.ts"
+import { groupsOf } from "./pure/groups.ts"
 import { changedFrom, controlsOf, initialOf, type Params } from "./pure/schema.ts"
+import { Sent } from "./pure/sent.ts"
 import { Steering } from "./pure/steering.ts"
+import { RunnerState } from "./runner.ts"
 import { replace } from "./watching.ts"
 
 export type Phase = "idle" | "starting" | "live" | "reconnecting" | "waiting" | "ended" | "failed"
@@ -26,11 +31,14 @@ export interface Message {
   readonly data: unknown
 }
 /** How the newest change fared. */
-export type Change = { readonly state: "sent" } | { readonly state: "applied"; readonly ms: number }
+export type Change =
+  | { readonly state: "sent"; readonly applies: string }
+  | { readonly state: "applied"; readonly applies: string; readonly ms: number }
 
 const LOOK_MS = 1000
 const MESSAGES_KEPT = 200
 const REFRESH_MS = 10_000
+const SPEEDS = ["live", "warm", "reload"]
 
 export class Studio {
   readonly offers = signal<readonly api.Offer[] | null>(null)
@@ -65,6 +73,7 @@ export class Studio {
   readonly measuredMs = signal<number | null>(null)
   readonly change = signal<Change | null>(null)
   readonly messages = signal<readonly Message[]>([])
+  readonly runner = new RunnerState()
 
   readonly offer = computed(
     () => this.offers.value?.find((one) => one.pipeline === this.chosen.value) ?? null,
@@ -72,6 +81,7 @@ export class Studio {
   // As text, for offers come again and again, and only another schema makes other controls.
   readonly #schema = computed(() => JSON.stringify(this.offer.value?.params_schema ?? {}))
   readonly controls = computed(() => controlsOf(JSON.parse(this.#schema.value)))
+  readonly groups = computed(() => groupsOf(this.controls.value))
   readonly ready = computed(() => this.source.value !== null || this.kind.value === "elsewhere")
   readonly running = computed(() => ["starting", "live", "reconnecting"].includes(this.phase.value))
   readonly estimatedMs = computed(() => {
@@ -88,8 +98,9 @@ export class Studio {
   #streamOf = ""
   #retry: ReturnType<typeof setTimeout> | undefined
   #numbered = 0
-  readonly #sentAt = new Map<number, number>()
-  readonly #applied = new Set<number>()
+  readonly #sentAt = new Map<number, { readonly at: number; readonly applies: string }>()
+  readonly #applied = new Map<number, string>()
+  #sent = new Sent({})
   readonly #steering = new Steering((patch) => this.#send(patch))
 
   constructor() {
@@ -116,7 +127,11 @@ export class Studio {
         this.offers.value = offers
         this.prices.value = prices
         if (!offers.some((offer) => offer.pipeline === this.chosen.value)) {
-          const first = offers.find((offer) => offer.pipeline !== "passthrough") ?? offers[0]
+          // What needs nothing but a click comes before what has to be set up first.
+          const first =
+            offers.find((offer) => looksOf(offer.pipeline).length > 0) ??
+            offers.find((offer) => offer.pipeline !== "passthrough") ??
+            offers[0]
           if (!this.running.value && first) this.chosen.value = first.pipeline
         }
       })
@@ -218,6 +233,7 @@ export class Studio {
       this.measuredMs.value = null
       this.messages.value = []
       this.playing.value = false
+      this.runner.forget()
     })
     try {
       const stream = await this.#streamFor(this.chosen.value)
@@ -305,6 +321,7 @@ export class Studio {
       this.result.value = null
       this.playing.value = false
       this.#publisher = this.#viewer = null
+      this.runner.forget()
     })
   }
 
@@ -320,7 +337,11 @@ export class Studio {
   async #streamFor(pipeline: string): Promise<api.Stream> {
     const there = this.stream.value
     if (there && this.#streamOf === pipeline) return there
-    const made = await api.createStream(pipeline, changedFrom(this.controls.value, this.values.value))
+    const values = this.values.value
+    const made = await api.createStream(pipeline, changedFrom(this.controls.value, values))
+    this.#sent = new Sent(values)
+    this.#sentAt.clear()
+    this.#applied.clear()
     if (there) void api.deleteStream(there).catch(() => undefined)
     this.#streamOf = pipeline
     this.stream.value = made
@@ -366,9 +387,22 @@ export class Studio {
     switch (event.kind) {
       case "status":
         this.status.value = event.status
+        if (!event.status.loading) this.runner.loads(null)
         break
       case "applied":
-        this.#seen(event.revision)
+        this.#seen(event.revision, event.applies)
+        break
+      case "refused":
+        this.#refused(event.refusal)
+        break
+      case "loading":
+        this.runner.loads(event.loading)
+        break
+      case "problem":
+        this.runner.fails(event.problem)
+        break
+      case "health":
+        this.runner.is(event.health)
         break
       case "data":
         this.messages.value = [
@@ -409,10 +443,13 @@ export class Studio {
     const at = performance.now()
     try {
       const { revision, applies } = await api.change(stream, patch)
-      if (applies === "at_start") return
-      this.#sentAt.set(revision, at)
-      this.change.value = { state: "sent" }
-      if (this.#applied.has(revision)) this.#seen(revision)
+      const back = this.#sent.accepted(revision, patch)
+      if (applies === "at_start" || stream !== this.stream.value) return
+      if (back) return this.#takeBack(back)
+      this.#sentAt.set(revision, { at, applies })
+      this.change.value = { state: "sent", applies }
+      const seen = this.#applied.get(revision)
+      if (seen !== undefined) this.#seen(revision, seen)
     } catch (error) {
       if (error instanceof ApiError && error.field) this.#problem(error)
       else if (this.running.value)
@@ -421,16 +458,41 @@ export class Studio {
   }
 
   // The picture may be quicker than the answer to the request that changed it.
-  #seen(revision: number): void {
-    this.#applied.add(revision)
-    const at = this.#sentAt.get(revision)
-    if (at === undefined) return
-    for (const older of [...this.#sentAt.keys()]) if (older <= revision) this.#sentAt.delete(older)
-    this.change.value = { state: "applied", ms: performance.now() - at }
+  #seen(revision: number, applies: string): void {
+    this.#applied.set(revision, applies)
+    const sent = this.#sentAt.get(revision)
+    if (sent === undefined) return
+    // A quick change may overtake one that is still being prepared, which stays awaited.
+    for (const [older, { applies: way }] of [...this.#sentAt])
+      if (older <= revision && (older === revision || SPEEDS.indexOf(way) <= SPEEDS.indexOf(applies)))
+        this.#sentAt.delete(older)
+    this.change.value = { state: "applied", applies, ms: performance.now() - sent.at }
+  }
+
+  #refused(refusal: Refusal): void {
+    this.#sentAt.delete(refusal.revision)
+    const back = this.#sent.refused(refusal.revision)
+    const name = this.#named(refusal.field)
+    const said = `${refusal.message || refusal.reason.replaceAll("_", " ")} – it stays as it was`
+    batch(() => {
+      this.problems.value = { ...this.problems.value, [name]: said }
+      this.change.value = null
+      if (back) this.#takeBack(back)
+    })
+  }
+
+  /** The control beside which it is said; for what has none it is said above them all. */
+  #named(field: string | null): string {
+    const name = parameterIn(field)
+    return this.controls.value.some((control) => control.name === name) ? name : ""
+  }
+
+  #takeBack(values: Params): void {
+    this.values.value = { ...this.values.value, ...values }
   }
 
   #problem(error: ApiError): void {
-    const name = (error.field ?? "").replace(/^params\./, "").split(".")[0] ?? ""
+    const name = this.#named(error.field)
     this.problems.value = { ...this.problems.value, [name]: error.message.replace(/^params\.[\w.]+: /, "") }
   }
 }

@@ -62,6 +62,16 @@ test("what may be null as well is what it is otherwise", () => {
   assert.equal(one({ anyOf: [{ type: "integer", minimum: 0, maximum: 9 }, { type: "null" }] }).kind, "range")
 })
 
+test("a list of types is the one of them that is not null", () => {
+  assert.equal(one({ type: ["string", "null"], default: "" }).kind, "text")
+  assert.equal(one({ type: ["integer", "null"], minimum: 0, maximum: 9 }).kind, "range")
+  assert.equal(one({ type: ["string", "integer"] }).kind, "json")
+})
+
+test("what can have one value only is nothing to set", () => {
+  assert.deepEqual(controlsOf({ properties: { it: { type: "boolean", const: false, default: false } } }), [])
+})
+
 test("what no control fits is edited as JSON", () => {
   assert.equal(one({ type: "object", default: {} }).kind, "json")
   assert.equal(one({}).kind, "json")
@@ -77,6 +87,7 @@ test("a name becomes a label, and its unit stands in brackets", () => {
   assert.equal(labelOf("transition_s", {}), "Transition (s)")
   assert.equal(labelOf("guidance_scale", {}), "Guidance scale")
   assert.equal(labelOf("s", {}), "S")
+  assert.equal(labelOf("lcm_lora_id", {}), "LCM LoRA ID")
   assert.equal(labelOf("steps", { title: "Denoising steps" }), "Denoising steps")
 })
 

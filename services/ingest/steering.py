@@ -10,12 +10,13 @@ from typing import Any, Final
 
 from protos.sessions.v1 import sessions_pb2
 from services.common.errors import ConflictError, DeadlineExceededError
-from services.common.media.clock import ORIGIN_TICKS
-from services.common.media.mpegts import CLOCK_HZ
+from services.ingest.bridge.events import Applied
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.control_plane import ControlPlane
+from services.ingest.runner_news import refusal
 
-WAIT_APPLIED_S: Final = 10.0
+# How long who asked for it waits for a picture; below what proxies wait for an answer, often a minute.
+WAIT_APPLIED_S: Final[Mapping[str, float]] = {"live": 10.0, "warm": 30.0, "reload": 50.0}
 AT_START: Final = "at_start"  # there is no session: it will begin with the change
 
 
@@ -43,9 +44,9 @@ class Steering:
         pipeline: str = "",
         apply_at_pts: int = 0,
     ) -> Change:
-        """Merge `patch` (RFC 7396) into the parameters: all of it or, if something is wrong, nothing.
+        """Put each value of `patch` in the place of that parameter's: all of it or, if one is wrong, nothing.
 
-        Raises InvalidError that names the field, NotFoundError, ConflictError.
+        null is the default. Raises InvalidError that names the field, NotFoundError, ConflictError.
         """
         answer = await self._plane.update(
             sessions_pb2.UpdateRequest(
@@ -58,35 +59,36 @@ class Steering:
         )
         return Change(answer.revision, answer.applies, answer.stream)
 
-    async def applied(self, session: BridgeSession, revision: int) -> int:
-        """Wait until `revision` is in a picture; return that picture's PTS, or a later one's.
+    async def applied(self, session: BridgeSession, change: Change) -> Applied:
+        """Wait until `change` is in a picture; return in which.
 
-        Raises ConflictError when the session ended before, DeadlineExceededError after ten seconds.
+        Raises ConflictError when the runner refused it or the session ended before, DeadlineExceededError
+        when it takes too long to wait for.
         """
+        revision = change.revision
+        within_s = WAIT_APPLIED_S.get(change.applies, WAIT_APPLIED_S["live"])
         try:
-            async with asyncio.timeout(WAIT_APPLIED_S):
-                while session.applied_revision < revision and not session.closed.done():
-                    await session.changed.newer_than(session.changed.version)
+            async with asyncio.timeout(within_s):
+                while True:
+                    version = session.changed.version
+                    refused = session.heard.refusal(revision)
+                    if refused is not None:
+                        raise refusal(refused)
+                    applied = session.heard.shown(revision, change.applies)
+                    if applied is not None:
+                        return applied
+                    if session.closed.done():
+                        break
+                    await session.changed.newer_than(version)
         except TimeoutError:
             raise DeadlineExceededError(
-                f"revision {revision} is accepted, but no picture had it within {WAIT_APPLIED_S:g} s",
+                f"revision {revision} is accepted, but no picture had it within {within_s:g} s",
                 reason="NOT_APPLIED_YET",
                 revision=revision,
+                applies=change.applies,
             ) from None
-        if session.applied_revision < revision:
-            raise ConflictError(
-                f"revision {revision} is accepted, but the session ended before a picture had it",
-                reason="SESSION_ENDED",
-                revision=revision,
-            )
-        return session.applied_pts
-
-
-def media_ms(pts: int) -> int:
-    """Media time of a PTS on a session's clock: 0 is its first picture."""
-    return (pts - ORIGIN_TICKS) * 1000 // CLOCK_HZ
-
-
-def media_pts(at_ms: int) -> int:
-    """The PTS on a session's clock of a media time."""
-    return ORIGIN_TICKS + at_ms * CLOCK_HZ // 1000
+        raise ConflictError(
+            f"revision {revision} is accepted, but the session ended before a picture had it",
+            reason="SESSION_ENDED",
+            revision=revision,
+        )

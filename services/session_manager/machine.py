@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import enum
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NewType
 
 from services.common.errors import ConflictError, InvalidError
 from services.common.json_objects import merge_patch
+from services.common.param_schema import with_defaults
 
 SessionId = NewType("SessionId", str)
 StreamId = NewType("StreamId", str)
 MAX_SCHEDULED: Final = 100
+MAX_HISTORY: Final = 32  # revisions that can be taken back; a runner refuses what it was just told
+HISTORY_BYTES: Final = 256 * 1024  # and a record has its limit
 ID: Final = re.compile(r"^[a-z]{3}_[0-9A-Za-z]{8,40}$")  # of streams, str_..., and sessions, ses_...
 
 
@@ -119,7 +123,15 @@ class Session:
         """Return the session moved to `phase`, or raise `ConflictError`."""
         if phase not in NEXT[self.phase]:
             raise ConflictError("illegal transition", session=self.id, was=self.phase.name, asked=phase.name)
-        return replace(self, phase=phase, revision=self.revision + 1)
+        return replace(self, phase=phase, degraded_by="", revision=self.revision + 1)
+
+    def seen_in(self, phase: Phase, *, degraded_by: str) -> Session:
+        """Return the session as it was seen; one that has ended stays so, whatever was seen before."""
+        if self.phase is Phase.ENDED:
+            return self
+        if self.phase is not phase:
+            return replace(self.to(phase), degraded_by=degraded_by)
+        return self if self.degraded_by == degraded_by else self.with_(degraded_by=degraded_by)
 
     def with_(self, **changes: object) -> Session:
         """Return the session with other facts; phases change by `to` and `end` only."""
@@ -144,6 +156,36 @@ class Scheduled:
     apply_at_pts: int
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a revision replaced: the values that there were, and the names that had none."""
+
+    revision: int
+    values: Mapping[str, object]
+    added: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, item: Scheduled, was: Mapping[str, object]) -> Before:
+        """What there was of all that a patch names, also where it changes nothing."""
+        values = {name: was[name] for name in item.patch if name in was}
+        return cls(item.revision, values, tuple(name for name in item.patch if name not in was))
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset((*self.values, *self.added))
+
+    def put_back(self, names: frozenset[str], params: Mapping[str, object]) -> Mapping[str, object]:
+        """Return `params` with those of `names` as they were."""
+        kept = {name: value for name, value in params.items() if name not in names}
+        return {**kept, **{name: value for name, value in self.values.items() if name in names}}
+
+    def instead(self, names: frozenset[str], earlier: Before) -> Before:
+        """Return it as if `earlier`, the revision before it that changed these `names`, had not been."""
+        added = [name for name in self.added if name not in names]
+        added += [name for name in earlier.added if name in names]
+        return Before(self.revision, earlier.put_back(names, self.values), tuple(added))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
     """A durable stream: what a client created, with its complete parameters."""
@@ -164,12 +206,13 @@ class Stream:
     author: str = ""
     deleted: bool = False
     scheduled: tuple[Scheduled, ...] = field(default=())
+    history: tuple[Before, ...] = field(default=())
 
     def patched(self, patch: Mapping[str, object], apply_at_pts: int) -> Stream:
         """Return the stream with `patch` as its next revision: at once, or scheduled."""
         revision = self.revision + 1
         if not apply_at_pts:
-            return replace(self, params=merged(self.params, patch), revision=revision)
+            return replace(self.after(Scheduled(revision, patch, 0)), revision=revision)
         if len(self.scheduled) >= MAX_SCHEDULED:
             raise InvalidError(
                 f"at most {MAX_SCHEDULED} changes can be scheduled at a time", field="apply_at_pts"
@@ -185,10 +228,36 @@ class Stream:
         )
         if not due:
             return self
-        params = self.params
+        stream = replace(self, scheduled=tuple(i for i in self.scheduled if i not in due))
         for item in due:
-            params = merged(params, item.patch)
-        return replace(self, params=params, scheduled=tuple(i for i in self.scheduled if i not in due))
+            stream = stream.after(item)
+        return stream
+
+    def after(self, item: Scheduled) -> Stream:
+        """Return the stream with a patch that takes effect, and with what it replaces."""
+        # null removes in a merge patch, also where null is the default; clients want every parameter there is
+        params = with_defaults(merged(self.params, item.patch), self.params_schema)
+        if not self.session:
+            return replace(self, params=params)  # there is no runner that could refuse it
+        history = (*self.history, Before.of(item, self.params))[-MAX_HISTORY:]
+        sizes = [len(json.dumps(one.values)) for one in history]
+        while history and sum(sizes) > HISTORY_BYTES:
+            history, sizes = history[1:], sizes[1:]
+        return replace(self, params=params, history=history)
+
+    def without(self, refused: Collection[int]) -> Stream:
+        """Return the stream as if the `refused` revisions had not been: a revision of its own.
+
+        What later ones made of the same parameters stays.
+        """
+        params, history = self.params, self.history
+        for revision in [one.revision for one in history if one.revision in refused]:
+            params, history = taken_out(revision, params, history)
+        waiting = tuple(item for item in self.scheduled if item.revision not in refused)
+        kept = replace(self, scheduled=waiting, history=history)
+        if params == self.params:
+            return kept
+        return replace(kept, params=params, revision=self.revision + 1)
 
     def claimed_by(self, session: SessionId) -> Stream:
         """Return the stream with `session` as its live one. Raises ConflictError if it has another."""
@@ -203,13 +272,41 @@ class Stream:
 
     def released_by(self, session: SessionId) -> Stream:
         """Return the stream idle again if `session` was its live one; what was scheduled goes with it."""
-        return replace(self, session="", scheduled=()) if self.session == session else self
+        if self.session != session:
+            return self
+        return replace(self, session="", scheduled=(), history=())
 
 
 def merged(params: Mapping[str, object], patch: Mapping[str, object]) -> Mapping[str, object]:
     result = merge_patch(params, patch)
     assert isinstance(result, dict)
     return result
+
+
+def taken_out(
+    revision: int, params: Mapping[str, object], history: tuple[Before, ...]
+) -> tuple[Mapping[str, object], tuple[Before, ...]]:
+    """Return parameters and history without one revision of the history."""
+    place = next(place for place, one in enumerate(history) if one.revision == revision)
+    gone, names, later = history[place], history[place].names, []
+    for one in history[place + 1 :]:
+        later.append(one.instead(names & one.names, gone))
+        names -= one.names
+    return gone.put_back(names, params), (*history[:place], *later)
+
+
+def whole(patch: Mapping[str, object], params: Mapping[str, object]) -> dict[str, object]:
+    """Return the merge patch that puts each value of `patch` in the place of all of what `params` have there.
+
+    A merge patch alone would leave what an object had before: nobody could take a LoRA out of a list of them.
+    """
+    return {name: _whole(value, params.get(name)) for name, value in patch.items()}
+
+
+def _whole(value: object, old: object) -> object:
+    if not isinstance(value, Mapping) or not isinstance(old, Mapping):
+        return value
+    return {**dict.fromkeys(old), **whole(value, old)}
 
 
 def difference(was: Mapping[str, object], now: Mapping[str, object]) -> dict[str, object]:

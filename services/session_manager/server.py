@@ -38,6 +38,7 @@ from services.session_manager.machine import (
     Stream,
     StreamId,
     merged,
+    whole,
 )
 from services.session_manager.neighbours import Neighbours
 from services.session_manager.settings import SessionManagerSettings
@@ -138,7 +139,11 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         if request.apply_at_pts < 0:
             raise InvalidError("a media time is not negative", field="apply_at_pts")
 
+        made: dict[str, object] = {}
+
         def step(was: Stream) -> Stream:
+            nonlocal made
+            made = whole(with_reset(patch, was), was.params)
             if request.pipeline and request.pipeline != was.pipeline:
                 raise ConflictError(
                     f"the stream runs {was.pipeline}; another pipeline needs a new stream",
@@ -153,11 +158,11 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
                 )
             if not patch:
                 return was
-            validate(with_defaults(merged(was.params, patch), was.params_schema), was.params_schema)
-            return was.patched(with_reset(patch, was), request.apply_at_pts)
+            validate(with_defaults(merged(was.params, made), was.params_schema), was.params_schema)
+            return was.patched(made, request.apply_at_pts)
 
         stream = await self._store.change_stream(request.stream, step, request.tenant)
-        applies = await self._tell_runner(stream, with_reset(patch, stream), request.apply_at_pts)
+        applies = await self._tell_runner(stream, made, request.apply_at_pts)
         return pb.UpdateResponse(stream=stream_to_proto(stream), revision=stream.revision, applies=applies)
 
     async def _tell_runner(self, stream: Stream, patch: dict[str, object], apply_at_pts: int) -> str:

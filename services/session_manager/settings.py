@@ -46,7 +46,17 @@ class SessionManagerSettings(ServiceSettings):
         5.0, gt=0, le=60, description="An ingest process that does not answer for so long is lost."
     )
     first_output_within_s: float = Field(
-        60.0, gt=0, le=3600, description="A session whose input flows but that never shows a frame ends then."
+        60.0,
+        gt=0,
+        le=3600,
+        description="A session whose input flows but that never shows a frame ends then, counted from when"
+        " its runner last said that it loads.",
+    )
+    load_within_s: float = Field(
+        1800.0,
+        gt=0,
+        le=86_400,
+        description="And then even if its runner still says so: above the compilation of a large model.",
     )
     max_session_s: float = Field(0.0, ge=0, description="Longest session; 0 sets no end.")
     replica_ttl_s: int = Field(

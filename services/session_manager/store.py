@@ -14,6 +14,7 @@ from services.common.bus import Bucket, View
 from services.common.errors import ConflictError, NotFoundError
 from services.session_manager.machine import (
     ID,
+    Before,
     Delivery,
     Latency,
     Phase,
@@ -170,6 +171,10 @@ def stream_to_proto(stream: Stream) -> pb.Stream:
         deleted=stream.deleted,
         processes_audio=stream.processes_audio,
         author=stream.author,
+        history=[
+            pb.Before(revision=one.revision, values=dumps(one.values), added=one.added)
+            for one in stream.history
+        ],
     )
 
 
@@ -193,6 +198,9 @@ def stream_from_proto(message: pb.Stream) -> Stream:
         deleted=message.deleted,
         processes_audio=message.processes_audio,
         author=message.author,
+        history=tuple(
+            Before(one.revision, json.loads(one.values), tuple(one.added)) for one in message.history
+        ),
     )
 
 

@@ -25,10 +25,10 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.common.lifecycle import Bulkhead
-from services.session_manager.machine import Phase, Reason, Session
+from services.session_manager.machine import Phase, Reason, Scheduled, Session, Stream, difference
 from services.session_manager.neighbours import Neighbours
 from services.session_manager.settings import SessionManagerSettings
-from services.session_manager.store import Store
+from services.session_manager.store import Store, patch_to_proto
 
 log = structlog.get_logger()
 Report = TypeVar("Report")
@@ -37,8 +37,20 @@ RETRY_S: Final = 0.5
 FLOWING_MS: Final = 2000  # output that is younger is evidence of a runner that works
 # What the runner says of a session that it gave up is the reason of the end, if it is one of these.
 RUNNER_FAULTS: Final = frozenset(
-    {"engine_crashed", "engine_hung", "pipeline_failed", "input_undecodable", "bridge_lost"}
+    {
+        "engine_crashed",
+        "engine_hung",
+        "pipeline_failed",
+        "start_failed",
+        "out_of_memory",
+        "params_refused",
+        "input_undecodable",
+        "bridge_lost",
+    }
 )
+# Whose fault it is that the output is not what it should be, by the runner's health; not here: nobody's.
+FAULTS: Final = {"degraded_input": "input", "degraded_inference": "inference", "error": "inference"}
+LOADING: Final = "loading"  # it mends something or prepares something: nothing new is known
 
 
 class Watch:
@@ -58,6 +70,7 @@ class Watch:
         self.report = bridge_pb2.BridgeReport(output_age_ms=-1)
         self.reported_s = time.monotonic()
         self.folded_pts = 0
+        self._taken_back: set[int] = set()
         self._replica = replica
         self._store = store
         self._neighbours = neighbours
@@ -134,8 +147,7 @@ class Watch:
         limit_ms = self.session.max_duration_ms
         if limit_ms and report.session_ms >= limit_ms:
             return Reason.MAX_DURATION, f"{limit_ms / 1000:g} s are the longest session allowed"
-        waiting_ms = report.session_ms if report.output_age_ms < 0 else 0
-        if report.frames_in and waiting_ms > self._settings.first_output_within_s * 1000:
+        if report.frames_in and report.output_age_ms < 0 and self._waits_in_vain(report):
             return Reason.NO_OUTPUT, "the runner returned no picture"
         try:
             await self._record_progress(report)
@@ -146,16 +158,52 @@ class Watch:
             log.info("progress not recorded", session=self.session.id, reason=error.reason)
         return None
 
+    def _waits_in_vain(self, report: bridge_pb2.BridgeReport) -> bool:
+        """Whether the first picture is overdue. A runner that says that it loads has more time."""
+        if report.session_ms > self._settings.load_within_s * 1000:
+            return True
+        silent_ms = report.progress_age_ms if report.HasField("progress_age_ms") else report.session_ms
+        return silent_ms > self._settings.first_output_within_s * 1000
+
     async def _record_progress(self, report: bridge_pb2.BridgeReport) -> None:
-        wanted = phase_seen(self.session.phase, report)
-        if wanted is not self.session.phase:
+        await self._take_back(report)
+        phase, fault = phase_seen(self.session.phase, self.session.degraded_by, report)
+        if (phase, fault) != (self.session.phase, self.session.degraded_by):
+            entered = phase is not self.session.phase
             self.session = await self._store.change_session(
-                self.session.id, lambda was: was if was.phase in {wanted, Phase.ENDED} else was.to(wanted)
+                self.session.id, lambda was: was.seen_in(phase, degraded_by=fault)
             )
-            self._entered(self.session)
+            if entered:
+                self._entered(self.session)
         if report.applied_pts > self.folded_pts:
             await self._store.change_stream(self.session.stream, lambda was: was.past(report.applied_pts))
             self.folded_pts = report.applied_pts
+
+    async def _take_back(self, report: bridge_pb2.BridgeReport) -> None:
+        """Put the stream's parameters back to what they were before the revisions that the runner refused.
+
+        It is a revision of its own, told to the runner like any other: to whom it changes nothing.
+        """
+        refused = set(report.refused_revisions) - self._taken_back
+        if not refused:
+            return
+        was: list[Stream] = []
+
+        def step(stream: Stream) -> Stream:
+            was[:] = [stream]
+            return stream.without(refused)
+
+        now = await self._store.change_stream(self.session.stream, step)
+        self._taken_back |= refused
+        patch = difference(was[0].params, now.params)
+        if not patch:
+            return
+        log.info("refused parameters taken back", session=self.session.id, revisions=sorted(refused))
+        try:
+            message = patch_to_proto(Scheduled(now.revision, patch, 0))
+            await self._neighbours.update(self.session, message)
+        except SluiceError as error:  # it shows these values already
+            log.info("runner not told", session=self.session.id, reason=error.reason)
 
     async def _watch_runner(self) -> tuple[str, str]:
         broken_since_s: float | None = None
@@ -267,13 +315,16 @@ def alive(session: Session) -> Session:
     return session
 
 
-def phase_seen(phase: Phase, report: bridge_pb2.BridgeReport) -> Phase:
-    """Return the phase that the bridge's report stands for."""
-    if report.output_age_ms < 0:
-        return phase
+def phase_seen(phase: Phase, fault: str, report: bridge_pb2.BridgeReport) -> tuple[Phase, str]:
+    """Return the phase that the bridge's report stands for and, of a degraded session, whose fault it is."""
     silent = report.publisher == bridge_pb2.PUBLISHER_SILENT
+    if report.output_age_ms < 0:
+        return phase, fault
     if phase in {Phase.STARTING, Phase.LIVE, Phase.DEGRADED} and silent:
-        return Phase.PAUSED
+        return Phase.PAUSED, ""
     if phase in {Phase.STARTING, Phase.PAUSED} and not silent:
-        return Phase.LIVE
-    return phase
+        return Phase.LIVE, ""  # and from there, with the next report, wherever the runner's health leads
+    if phase in {Phase.LIVE, Phase.DEGRADED} and report.health != LOADING:
+        fault = FAULTS.get(report.health, "")
+        return (Phase.DEGRADED if fault else Phase.LIVE), fault
+    return phase, fault

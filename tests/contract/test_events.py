@@ -62,6 +62,41 @@ class Listener:
         await asyncio.wait({self.task})
 
 
+async def test_what_the_runner_says_of_itself_is_told_and_who_comes_late_hears_how_it_is(
+    ingest: Ingest,
+) -> None:
+    early = Listener(ingest)
+    publishing = asyncio.ensure_future(ingest.publish(paced(pictures(100), times_faster=1)))
+    session = ingest.hub.session(await ingest.session())
+    await until(lambda: early.of("status"))
+    loading = {"why": "reload", "stage": "weights", "percent": 40}
+    problem = {"stage": "load", "kind": "load_failed", "error": "OSError", "message": "<x>", "action": "held"}
+    refused = {"revision": 4, "field": "params.model", "reason": "param_refused", "message": "no such model"}
+    for kind, fields in (
+        ("health", {"state": "loading", "cause": "reload", "since_ms": 7}),
+        ("problem", problem),
+        ("refused", refused),
+        ("loading", loading),
+    ):
+        session._take_event(json.dumps({"type": kind, **fields}).encode())
+    await until(lambda: early.of("loading"))
+    assert early.of("health") == [{"state": "loading", "cause": "reload"}]
+    assert early.of("problem") == [{**problem, "pts_ms": None, "frame": None}]
+    assert early.of("refused") == [refused]
+    assert early.of("loading") == [loading]
+    late = Listener(ingest)
+    await until(lambda: late.of("loading"))
+    assert late.of("health") == [{"state": "loading", "cause": "reload"}]
+    assert late.of("problem") == late.of("refused") == []
+    status = await until(lambda: [one for one in late.of("status") if one.get("problem")])
+    assert (status[0]["problem"]["error"], status[0]["loading"]) == ("OSError", loading)
+    session.close("stopped", "")
+    with suppress(httpx.HTTPError):
+        await publishing
+    for listener in (early, late):
+        await listener.stop()
+
+
 async def test_a_listener_is_told_of_everything_and_of_the_end_with_its_reason(ingest: Ingest) -> None:
     listener = Listener(ingest)
     publishing = asyncio.ensure_future(ingest.publish(paced(pictures(100), times_faster=1)))
@@ -72,7 +107,7 @@ async def test_a_listener_is_told_of_everything_and_of_the_end_with_its_reason(i
     await until(lambda: len(listener.of("data")) == 2)
     assert listener.of("data")[0]["data"] == {"looks": {"neon": 1.0}}
     applied = await until(lambda: listener.of("applied"))
-    assert applied == [{"revision": 3, "pts_ms": 0}]
+    assert applied == [{"revision": 3, "pts_ms": 0, "applies": "live"}]
     status = await until(lambda: [one for one in listener.of("status") if one.get("frames_out", 0) > 3])
     assert {"fps_out", "latency_ms", "cost_micro", "viewers"} <= set(status[0])
     session.close("stopped", "by a person")

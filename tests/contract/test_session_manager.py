@@ -545,6 +545,52 @@ async def test_what_the_bridge_sees_ends_the_session(
     assert closed.reason == reason
 
 
+@pytest.mark.parametrize("reason", ["out_of_memory", "params_refused", "start_failed"])
+async def test_a_runner_that_gave_up_says_why_in_words(
+    around: Neighbourhood, one: Replica, live: pb.Session, reason: str
+) -> None:
+    around.runner.say(FAILED, reason, "the model needs 12 GB")
+    ended = await one.ended()
+    assert (ended.end_reason, ended.end_message) == (reason, "the model needs 12 GB")
+
+
+async def test_a_session_whose_engine_is_restarted_in_place_lives_on(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    seen = around.bridge.sessions[SESSION]
+    seen.see(health="error", output_age_ms=9000)
+    degraded = await one.reaches(pb.PHASE_DEGRADED)
+    assert degraded.degraded_by == "inference"
+    around.runner.say(runner_pb2.SlotReport.STATE_STARTING)
+    seen.see(health="loading", progress_age_ms=5, output_age_ms=30_000, session_ms=200_000)
+    await asyncio.sleep(0.5)
+    assert (await one.session()).phase == pb.PHASE_DEGRADED
+    around.runner.say(runner_pb2.SlotReport.STATE_RUNNING)
+    seen.see(health="online", output_age_ms=0)
+    assert (await one.reaches(pb.PHASE_LIVE)).degraded_by == ""
+
+
+async def test_a_runner_that_says_that_it_loads_has_time_until_it_is_silent(around: Neighbourhood) -> None:
+    async with around.replica("patient", first_output_within_s=60, load_within_s=600) as replica:
+        await replica.create()
+        seen = around.publish()
+        await replica.start(around.bridge.address)
+        seen.see(session_ms=599_000, frames_in=9, progress_age_ms=59_000)
+        await asyncio.sleep(0.5)
+        assert (await replica.session()).phase == pb.PHASE_STARTING
+        seen.see(progress_age_ms=61_000)
+        assert (await replica.ended()).end_reason == "no_output"
+
+
+async def test_a_runner_that_loads_for_ever_is_not_waited_for(around: Neighbourhood) -> None:
+    async with around.replica("patient", first_output_within_s=60, load_within_s=600) as replica:
+        await replica.create()
+        seen = around.publish()
+        await replica.start(around.bridge.address)
+        seen.see(session_ms=601_000, frames_in=9, progress_age_ms=100)
+        assert (await replica.ended()).end_reason == "no_output"
+
+
 async def test_a_finished_runner_gives_the_bridge_the_last_word(
     around: Neighbourhood, one: Replica, live: pb.Session
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from protos.inference.v1 import runner_pb2
+from protos.router.v1 import router_pb2
 from protos.sessions.v1 import sessions_pb2 as pb
 from services.common.errors import (
     ConflictError,
@@ -196,6 +197,132 @@ async def test_what_was_scheduled_becomes_the_streams_when_the_bridge_saw_it(
 
     await until(folded)
     assert list((await one.stream()).scheduled) == []
+
+
+async def test_what_the_runner_refuses_is_taken_back_once_and_what_came_later_stays(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    await started(around, one)
+    await one.update({"prompt": "poison", "strength": 0.5})
+    await one.update({"strength": 0.7})
+    seen = around.bridge.sessions[SESSION]
+    seen.see(output_age_ms=0, refused_revisions=[2])
+
+    async def taken_back() -> bool:
+        return bool(params(await one.stream())["prompt"] == "neon")
+
+    await until(taken_back)
+    await until(lambda: asyncio.sleep(0, len(around.runner.patches) == 3))
+    told = around.runner.patches[-1]
+    assert (told.revision, json.loads(told.patch)) == (4, {"prompt": "neon"})
+    seen.see(refused_revisions=[2], output_age_ms=1)
+    await asyncio.sleep(0.5)
+    now = await one.stream()
+    assert (params(now), now.revision) == ({"prompt": "neon", "strength": 0.7}, 4)
+
+
+async def test_a_value_that_is_an_object_is_replaced_whole(around: Neighbourhood, one: Replica) -> None:
+    schema = {"properties": {"loras": {"type": ["object", "null"], "default": {"a": 1}}}}
+    offer = router_pb2.PipelineCapacity(pipeline="effects", params_schema=json.dumps(schema))
+    around.router.offers[:] = [offer]
+    await one.create()
+    await started(around, one)
+    await one.update({"loras": {"b": {"c": 1}}})
+    answer = await one.update({"loras": {"b": {"d": 2}}})
+    assert params(answer.stream) == {"loras": {"b": {"d": 2}}}
+    fold = Fold(1, {"loras": {"a": 1}})
+    for told in around.runner.patches:
+        fold = fold.add(Patch(told.revision, json.loads(told.patch)))
+    assert fold.effective(0)[0] == {"loras": {"b": {"d": 2}}}
+    answer = await one.update({"loras": None})
+    assert params(answer.stream) == {"loras": {"a": 1}}
+
+
+# As a model's pipeline declares them: lists of objects, objects, and values that may be null.
+NESTED = {
+    "type": "object",
+    "properties": {
+        "model_id": {"enum": ["stabilityai/sd-turbo"], "default": "stabilityai/sd-turbo"},
+        "prompt": {"type": ["string", "array"], "default": "flowers"},
+        "lora_dict": {
+            "type": ["object", "null"],
+            "additionalProperties": {"type": "number"},
+            "default": None,
+        },
+        "controlnets": {
+            "type": "array",
+            "default": [],
+            "items": {
+                "type": "object",
+                "properties": {
+                    "model_id": {"type": "string"},
+                    "conditioning_scale": {"type": "number", "minimum": 0, "maximum": 1},
+                },
+                "additionalProperties": False,
+            },
+        },
+    },
+    "additionalProperties": False,
+}
+DEPTH = {"model_id": "depth", "conditioning_scale": 0.2}
+
+
+@pytest.fixture
+def diffusion(around: Neighbourhood) -> None:
+    offer = router_pb2.PipelineCapacity(pipeline="streamdiffusion", params_schema=json.dumps(NESTED))
+    around.router.offers[:] = [offer]
+
+
+@pytest.mark.usefixtures("diffusion")
+async def test_a_change_leaves_what_it_does_not_name_and_replaces_what_it_names(
+    around: Neighbourhood, one: Replica
+) -> None:
+    """Daydream's clients send all that they know, or a prompt: neither may undo what others set."""
+    created = await one.create(
+        pipeline="streamdiffusion",
+        params=json.dumps({"controlnets": [DEPTH], "lora_dict": {"a": 1.0, "b": 0.5}}),
+    )
+    assert params(created) == {
+        "model_id": "stabilityai/sd-turbo",
+        "prompt": "flowers",
+        "lora_dict": {"a": 1.0, "b": 0.5},
+        "controlnets": [DEPTH],
+    }
+    await started(around, one)
+    answer = await one.update({"prompt": [["a", 1], ["b", 0.5]]}, pipeline="streamdiffusion")
+    assert params(answer.stream) == {**params(created), "prompt": [["a", 1], ["b", 0.5]]}
+    fuller: dict[str, object] = {"controlnets": [], "lora_dict": {"b": 0.7}}
+    answer = await one.update(fuller)
+    assert {name: params(answer.stream)[name] for name in fuller} == fuller
+    answer = await one.update({"lora_dict": None})
+    assert params(answer.stream)["lora_dict"] is None, "every parameter is there, for the SDK wants them"
+
+
+@pytest.mark.usefixtures("diffusion")
+@pytest.mark.parametrize(
+    ("patch", "field"),
+    [
+        (
+            {"controlnets": [DEPTH, {**DEPTH, "conditioning_scale": 2}]},
+            "params.controlnets.1.conditioning_scale",
+        ),
+        ({"controlnets": [{**DEPTH, "strength": 1}]}, "params.controlnets.0.strength"),
+        ({"lora_dict": {"a": "much"}}, "params.lora_dict.a"),
+        ({"model_id": "/etc/passwd"}, "params.model_id"),
+        ({"strength": 1}, "params.strength"),
+    ],
+)
+async def test_a_nested_value_that_is_wrong_is_named_by_its_path(
+    one: Replica, patch: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidError) as refusal:
+        await one.create(pipeline="streamdiffusion", params=json.dumps(patch))
+    assert refusal.value.details["field"] == field
+    await one.create(pipeline="streamdiffusion")
+    with pytest.raises(InvalidError) as refusal:
+        await one.update(patch)
+    assert refusal.value.details["field"] == field
 
 
 async def test_null_puts_a_parameter_back_to_its_default(around: Neighbourhood, one: Replica) -> None:

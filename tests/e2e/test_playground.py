@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,156 @@ def test_a_refused_value_is_said_beside_its_control(tab: Tab) -> None:
     page.get_by_label("Strength", exact=True).focus()
     page.keyboard.press("Home")
     expect(page.locator(".field", has_text="Strength").locator(".problem")).to_have_text("too much")
+
+
+def says(page: Page, *events: tuple[str, dict[str, Any]]) -> None:
+    """The platform says `events` of every stream, again each second, and nothing else."""
+    lines = "".join(f"event: {name}\ndata: {json.dumps(fields)}\n\n" for name, fields in events)
+    answer = {"content_type": "text/event-stream", "body": lines}
+    page.route("**/v1/streams/*/events", lambda route: route.fulfill(**answer))
+
+
+def test_what_a_runner_loads_and_what_failed_is_on_the_screen(tab: Tab) -> None:
+    page = tab.page
+    loading = {"why": "start", "stage": "weights", "percent": 40}
+    problem = {
+        "stage": "process",
+        "kind": "pipeline_error",
+        "error": "ZeroDivisionError",
+        "message": "division by <b>zero</b>",
+        "action": "held",
+        "pts_ms": 40,
+        "frame": 412,
+    }
+    says(page, ("loading", loading), ("problem", problem))
+    press(page, "Start")
+    expect(page.locator(".loading")).to_have_text("Loading weights, 40 %", timeout=15_000)
+    assert page.get_by_role("progressbar").get_attribute("value") == "40"
+    trouble = page.locator(".trouble")
+    expect(trouble.locator("strong")).to_have_text("The pipeline fails in picture 412")
+    expect(trouble.locator("code")).to_have_text("ZeroDivisionError: division by <b>zero</b>")
+    expect(trouble).to_contain_text("Showing the last good picture.")
+    page.unroute("**/v1/streams/*/events")
+    # What the platform really says is that nothing loads.
+    expect(page.locator(".loading")).to_have_count(0, timeout=10_000)
+    page.get_by_role("button", name="Dismiss").click()
+    expect(trouble).to_have_count(0)
+    press(page, "Stop")
+
+
+def test_a_change_that_the_runner_refuses_goes_back_on_the_page(tab: Tab) -> None:
+    page = tab.page
+    refused = {"revision": 2, "field": "params.strength", "reason": "param_refused", "message": "not today"}
+    says(page, ("refused", refused))
+    press(page, "Start")
+    plays(page)
+    strength = page.get_by_label("Strength", exact=True)
+    strength.focus()
+    page.keyboard.press("Home")
+    field = page.locator(".field", has_text="Strength")
+    expect(field.locator(".problem")).to_contain_text("not today", timeout=MOVES_MS)
+    expect(strength).to_have_value("1")
+    press(page, "Stop")
+
+
+# As a diffusion pipeline declares them, beside those of `effects`.
+MANY: dict[str, Any] = {
+    "model_id": {"type": "string", "default": "sd-turbo", "x-apply": "reload"},
+    "lora_dict": {"type": ["object", "null"], "default": None, "x-apply": "warm"},
+    "t_index_list": {"type": "array", "items": {"type": "integer"}, "default": [12, 20, 32]},
+    "controlnets": {"type": "array", "default": []},
+    "guidance_scale": {"type": "number", "default": 1.0, "minimum": 0, "maximum": 20},
+    "delta": {"type": "number", "default": 0.7},
+    "num_inference_steps": {"type": "integer", "default": 50, "minimum": 1, "maximum": 50},
+    "use_safety_checker": {"type": "boolean", "const": False, "default": False},
+}
+
+
+@pytest.fixture
+def many(tab: Tab, stack: Stack) -> tuple[Page, list[Any]]:
+    """The page of a pipeline with many parameters, and the changes that it sends."""
+    page = tab.page
+    offers = stack.request("GET", "/v1/pipelines")
+    for offer in offers["data"]:
+        if offer["pipeline"] == "effects":
+            offer["params_schema"]["properties"] |= MANY
+    page.route("**/v1/pipelines", lambda route: route.fulfill(json=offers))
+    page.reload()
+    page.locator(".card", has_text="effects").click()
+    press(page, "Show them now")
+    expect(page.locator(".line").first).to_be_visible()
+    sent: list[Any] = []
+
+    def take(route: Any) -> None:
+        sent.append(json.loads(route.request.post_data)["params"])
+        route.fulfill(json={"update": {"revision": 1 + len(sent), "applies": "at_start"}})
+
+    page.route("**/v1/streams/*", take)
+    return page, sent
+
+
+def comes(page: Page, look: Callable[[], bool], what: str) -> None:
+    """Wait for what the page does; its requests are taken only while the browser is listened to."""
+
+    def seen() -> bool:
+        page.wait_for_timeout(50)
+        return look()
+
+    until(seen, 5, what)
+
+
+def test_of_many_parameters_the_main_ones_are_there_and_the_others_are_found(
+    many: tuple[Page, list[Any]],
+) -> None:
+    page, _ = many
+    for label in ("Prompt", "Strength", "Seed", "T index list"):
+        expect(page.get_by_label(label, exact=True)).to_be_visible()
+    expect(page.get_by_label("Model ID", exact=True)).to_have_count(0)
+    page.locator("summary", has_text="Model").click()
+    expect(page.get_by_label("Model ID", exact=True)).to_have_value("sd-turbo")
+    page.get_by_label("Find a parameter").fill("inference")
+    expect(page.locator(".more-parameters .field")).to_have_count(1)
+    expect(page.get_by_label("Num inference steps", exact=True)).to_be_visible()
+    expect(page.get_by_text("safety checker")).to_have_count(0)
+
+
+def test_a_list_is_typed_as_json_and_sent_when_it_is_one(many: tuple[Page, list[Any]]) -> None:
+    page, sent = many
+    steps = page.get_by_label("T index list", exact=True)
+    expect(steps).to_have_value("[12, 20, 32]")
+    field = page.locator(".field", has_text="T index list")
+    for typed, problem in (("[12, ", "Not JSON yet"), ('{"a": 1}', "A list")):
+        steps.fill(typed)
+        expect(field.locator(".problem")).to_contain_text(problem)
+    steps.fill("[5, 15]")
+    expect(field.locator(".problem")).to_be_hidden()
+    comes(page, lambda: sent == [{"t_index_list": [5, 15]}], "only what is right is sent")
+    page.get_by_label("Find a parameter").fill("delta")
+    page.get_by_label("Delta", exact=True).fill("0.25")
+    comes(page, lambda: {"delta": 0.25} in sent, "a number without bounds is typed")
+
+
+DROP = """(field, text) => {
+    const dataTransfer = new DataTransfer()
+    dataTransfer.items.add(new File([text], "workflow.json", { type: "application/json" }))
+    for (const kind of ["dragover", "drop"])
+        field.dispatchEvent(new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true }))
+}"""
+
+
+def test_a_file_is_chosen_or_dropped_into_a_parameter(many: tuple[Page, list[Any]], tmp_path: Path) -> None:
+    page, sent = many
+    page.get_by_label("Find a parameter").fill("lora")
+    chosen = tmp_path / "loras.json"
+    chosen.write_text(json.dumps({"style": 0.8}))
+    with page.expect_file_chooser() as chooser:
+        press(page, "LoRA dict from a file")
+    chooser.value.set_files(chosen)
+    comes(page, lambda: sent == [{"lora_dict": {"style": 0.8}}], "the file is sent")
+    field = page.get_by_label("LoRA dict", exact=True)
+    field.evaluate(DROP, '{"other": 1}')
+    comes(page, lambda: sent[1:] == [{"lora_dict": {"other": 1}}], "the dropped file is sent")
+    expect(field).to_have_value('{"other": 1}')
 
 
 def refusal_of(field: str, text: str) -> str:

@@ -198,7 +198,8 @@ class OpenSession:
         seen = bridge_pb2.BridgeReport()
         seen.CopyFrom(self.report.value)
         for name, value in facts.items():
-            setattr(seen, name, value)
+            seen.ClearField(name)  # type: ignore[arg-type]
+            seen.MergeFrom(bridge_pb2.BridgeReport(**{name: value}))
         self.report.set(seen)
 
 

@@ -114,7 +114,10 @@ class Plane:
             for n, session in enumerate(["ses_mine", "ses_theirs"])
         ]
         advert = events_pb2.RunnerAdvert(
-            runner="r0", gpu_class="cpu", pipelines=[events_pb2.PipelineOffer(name="effects")]
+            runner="r0",
+            gpu_class="cpu",
+            pipelines=[events_pb2.PipelineOffer(name="effects", warm=True)],
+            labels={"codecs": "vp9+h264", "rack": "7"},
         )
         return [router_pb2.RunnerView(advert=advert, slots=slots, heartbeat_age_ms=-1)]
 

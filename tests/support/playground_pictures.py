@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.engine.pipelines.effects import Effects
+from services.inference.engine.pipelines.looks import LOOKS
 from sluice.pipeline import Setup, VideoFrame, defaults
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ CARD: Final = (480, 270)
 LOOK: Final = (192, 108)
 QUALITY: Final = 78
 SLANT: Final = 0.12  # of the width: how far the borders of the slices lean
-LOOKS: Final = ("watercolor", "sketch", "neon")
+SLICED: Final = ("watercolor", "comic", "neon")  # on the card of `effects`
 
 Picture = NDArray[np.uint8]
 
@@ -37,10 +38,10 @@ def main() -> None:
     _write("passthrough", source, CARD)
     for look in LOOKS:
         _write(f"look-{look}", _painted(_around(source, 0.5), look), LOOK)
-    places = [(index + 0.5) / len(LOOKS) for index in range(len(LOOKS))]
+    places = [(index + 0.5) / len(SLICED) for index in range(len(SLICED))]
     _write(
         "effects",
-        _sliced([_painted(_around(source, at), look) for look, at in zip(LOOKS, places, strict=True)]),
+        _sliced([_painted(_around(source, at), look) for look, at in zip(SLICED, places, strict=True)]),
         CARD,
     )
 

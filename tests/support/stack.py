@@ -151,7 +151,7 @@ class Stack:
 
         def look() -> str | None:
             shown = self.request("GET", f"/v1/streams/{stream}/status")["data"]["sluice"]
-            return shown["session"] if shown and shown["phase"] == "live" else None
+            return shown["session"] if shown and shown["phase"] in {"live", "degraded"} else None
 
         return until(look, within_s, "the stream is live")
 

@@ -9,6 +9,8 @@ interface Common {
   readonly label: string
   readonly help: string
   readonly apply: Apply
+  /** The heading under which its pipeline puts it; empty: it does not say. */
+  readonly group: string
 }
 export interface RangeControl extends Common {
   readonly kind: "range"
@@ -41,6 +43,10 @@ export interface TextControl extends Common {
 export interface JsonControl extends Common {
   readonly kind: "json"
   readonly initial: unknown
+  /** What JSON Schema calls the types that it may have; empty: any. */
+  readonly types: readonly string[]
+  /** The whole numbers that it may be as well, such as of a seed that can also be a list. */
+  readonly dice: { readonly minimum: number; readonly maximum: number } | null
 }
 export type Control = RangeControl | NumberControl | ChoiceControl | SwitchControl | TextControl | JsonControl
 
@@ -49,7 +55,10 @@ const MOST_PLACES = 10_000
 
 export function controlsOf(schema: Schema): Control[] {
   const properties = record(schema.properties)
-  return Object.entries(properties).map(([name, property]) => controlOf(name, record(property)))
+  // What can have one value only is nothing to set.
+  return Object.entries(properties)
+    .filter(([, property]) => !("const" in record(property)))
+    .map(([name, property]) => controlOf(name, record(property)))
 }
 
 export function initialOf(controls: readonly Control[]): Params {
@@ -70,6 +79,7 @@ function controlOf(name: string, declared: Schema): Control {
     label: labelOf(name, declared),
     help: text(declared.description),
     apply: applyOf(declared["x-apply"]),
+    group: text(declared["x-group"]),
   }
   const property = withoutNull(declared)
   const initial = declared.default
@@ -79,16 +89,23 @@ function controlOf(name: string, declared: Schema): Control {
   if (Array.isArray(property.enum) && property.enum.length > 0) {
     return { ...common, kind: "choice", options: property.enum, initial: initial ?? property.enum[0] }
   }
-  switch (property.type) {
+  const types = typesOf(property)
+  switch (types.length === 1 ? types[0] : "several") {
     case "boolean":
       return { ...common, kind: "switch", initial: initial === true }
     case "string":
       return { ...common, kind: "text", maxLength: number(property.maxLength), initial: text(initial) }
     case "integer":
     case "number":
-      return numeric(common, property, number(initial))
+      return numeric(common, { ...property, type: types[0] }, number(initial))
     default:
-      return { ...common, kind: "json", initial: initial ?? null }
+      return {
+        ...common,
+        kind: "json",
+        initial: initial ?? null,
+        types: allTypesOf(declared),
+        dice: diceOf(declared),
+      }
   }
 }
 
@@ -127,6 +144,25 @@ function maxLengthOf(property: Schema): number | undefined {
   return number(alternatives(property).find((one) => one.type === "string")?.maxLength)
 }
 
+/** Its types but for null; of alternatives only where all are one. */
+function typesOf(property: Schema): readonly string[] {
+  const listed = Array.isArray(property.type) ? property.type : [property.type]
+  return listed.filter((type): type is string => typeof type === "string" && type !== "null")
+}
+
+function allTypesOf(property: Schema): readonly string[] {
+  const of = alternatives(property).length > 0 ? alternatives(property) : [property]
+  const types = of.flatMap((one) => (Array.isArray(one.type) ? one.type : [one.type]))
+  // One alternative that does not say allows any.
+  return types.every((type) => typeof type === "string") ? [...new Set(types)] : []
+}
+
+function diceOf(property: Schema): JsonControl["dice"] {
+  const whole = alternatives(property).find((one) => one.type === "integer")
+  const [minimum, maximum] = [number(whole?.minimum), number(whole?.maximum)]
+  return minimum !== undefined && maximum !== undefined ? { minimum, maximum } : null
+}
+
 function withoutNull(property: Schema): Schema {
   const real = alternatives(property).filter((one) => one.type !== "null")
   const only = real[0]
@@ -144,8 +180,21 @@ export function labelOf(name: string, property: Schema): string {
   const words = name.split("_")
   const last = words.at(-1) ?? ""
   const unit = words.length > 1 ? UNITS[last] : undefined
-  const said = (unit ? words.slice(0, -1) : words).join(" ")
+  const said = (unit ? words.slice(0, -1) : words).map((word) => SHORT[word] ?? word).join(" ")
   return said.charAt(0).toUpperCase() + said.slice(1) + (unit ? ` (${unit})` : "")
+}
+// Words that nobody writes as their names are.
+const SHORT: Readonly<Record<string, string>> = {
+  cfg: "CFG",
+  id: "ID",
+  ids: "IDs",
+  ip: "IP",
+  lcm: "LCM",
+  lora: "LoRA",
+  loras: "LoRAs",
+  rgb: "RGB",
+  url: "URL",
+  vae: "VAE",
 }
 const UNITS: Readonly<Record<string, string>> = {
   s: "s",

@@ -1,13 +1,14 @@
-// The controls of a pipeline's parameters, one for each kind that its schema can declare.
+// One control for each kind of parameter that a pipeline's schema can declare.
 
 import { Dices, Info } from "lucide"
 import type { ComponentChildren } from "preact"
 import { useId, useState } from "preact/hooks"
 import { looksOf } from "../known.ts"
 import { blendOf, promptOf } from "../pure/prompt.ts"
-import type { Control, JsonControl, NumberControl, RangeControl, TextControl } from "../pure/schema.ts"
+import type { Control, NumberControl, RangeControl, TextControl } from "../pure/schema.ts"
 import type { Studio } from "../studio.ts"
 import { Icon } from "./icon.tsx"
+import { JsonInput } from "./json_input.tsx"
 
 const APPLIES = {
   live: "Takes effect with the next picture.",
@@ -15,9 +16,7 @@ const APPLIES = {
   reload: "The pipeline loads anew for it; the video stands still meanwhile.",
 } as const
 
-export function Controls({ studio }: { studio: Studio }) {
-  const controls = studio.controls.value
-  if (controls.length === 0) return <p class="muted">This pipeline has nothing to set.</p>
+export function Fields({ controls, studio }: { controls: readonly Control[]; studio: Studio }) {
   return (
     <div class="controls">
       {controls.map((control) => (
@@ -71,7 +70,7 @@ function Field({ control, studio }: { control: Control; studio: Studio }) {
   )
 }
 
-interface InputProps<Kind extends Control = Control> {
+export interface InputProps<Kind extends Control = Control> {
   readonly id: string
   readonly described: string
   readonly control: Kind
@@ -324,31 +323,5 @@ function Group({ label, children }: { label: string; children: ComponentChildren
     <div class="looks" role="group" aria-label={label}>
       {children}
     </div>
-  )
-}
-
-function JsonInput({ id, described, control, studio }: InputProps<JsonControl>) {
-  const [text, setText] = useState(() => JSON.stringify(studio.values.value[control.name]))
-  const [valid, setValid] = useState(true)
-  const take = (typed: string) => {
-    setText(typed)
-    try {
-      studio.set(control.name, JSON.parse(typed))
-      setValid(true)
-    } catch {
-      setValid(false)
-    }
-  }
-  return (
-    <textarea
-      id={id}
-      class="code"
-      rows={2}
-      spellcheck={false}
-      aria-describedby={described}
-      aria-invalid={!valid}
-      value={text}
-      onInput={(event) => take(event.currentTarget.value)}
-    />
   )
 }

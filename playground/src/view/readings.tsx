@@ -10,6 +10,7 @@ import type { Studio } from "../studio.ts"
 import { Icon } from "./icon.tsx"
 
 const TICK_MS = 100
+const RUNS = new Set(["live", "degraded"])
 const NEWS_MS = 2500 // older than this, the platform's figures are not carried on
 
 export function Readings({ studio }: { studio: Studio }) {
@@ -92,7 +93,7 @@ function Spent({ studio }: { studio: Studio }) {
     return () => clearInterval(timer)
   }, [status, studio.running.value, since, studio])
   const currency = studio.prices.value.currency
-  const ticking = studio.running.value && status?.phase === "live" ? since.value : 0
+  const ticking = studio.running.value && RUNS.has(status?.phase ?? "") ? since.value : 0
   const micro =
     status?.cost_micro === undefined ? null : status.cost_micro + (ticking * status.micro_per_second) / 1000
   const ms = status?.session_ms === undefined ? null : status.session_ms + ticking

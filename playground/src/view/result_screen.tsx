@@ -5,22 +5,18 @@ import { Maximize, Share2, Volume2, VolumeX } from "lucide"
 import { useEffect, useRef } from "preact/hooks"
 import { pictureOf } from "../known.ts"
 import { PatternReader } from "../media/pattern.ts"
+import { stateWords } from "../pure/condition.ts"
 import { sinceTime } from "../pure/timecode.ts"
 import type { Studio } from "../studio.ts"
 import { CopyButton } from "./copy.tsx"
 import { Icon } from "./icon.tsx"
 import { onPictures, VIDEO_GAP_MS } from "./pictures.ts"
+import { Runner } from "./runner.tsx"
 import { Notice, Screen } from "./screen.tsx"
 
 const READ_EVERY_MS = 250
 const READS_KEPT_MS = 2000 // their median is shown; while a picture fades into another look some cannot be read
 const PLAUSIBLE_MS = 20_000
-
-const STATES: Readonly<Record<string, string>> = {
-  degraded: "slower than it should be",
-  paused: "no video arrives",
-  migrating: "moves to another runner",
-}
 
 export function ResultScreen({ studio }: { studio: Studio }) {
   const video = useRef<HTMLVideoElement>(null)
@@ -32,7 +28,7 @@ export function ResultScreen({ studio }: { studio: Studio }) {
   return (
     <Screen
       name="Result"
-      state={STATES[studio.status.value?.phase ?? ""] ?? ""}
+      state={stateWords(studio.status.value?.phase ?? "", studio.status.value?.health)}
       media={media}
       muted={muted.value}
       live={studio.phase.value === "live"}
@@ -64,6 +60,7 @@ export function ResultScreen({ studio }: { studio: Studio }) {
       }
     >
       <Cover studio={studio} />
+      <Runner studio={studio} />
     </Screen>
   )
 }
@@ -89,9 +86,9 @@ function Said({ studio }: { studio: Studio }) {
       if (studio.source.value === null) {
         return <Notice title="Waiting for video" text="Send it to one of the addresses below." />
       }
-      return <Notice title="Starting…" text="Waiting for the first picture." />
+      return <Starting studio={studio} />
     case "starting":
-      return <Notice title="Starting…" text="Waiting for the first picture." />
+      return <Starting studio={studio} />
     case "reconnecting":
       return (
         <Notice title="Connection lost" text="Trying to get it back; the session waits for half a minute." />
@@ -136,6 +133,11 @@ function Said({ studio }: { studio: Studio }) {
       }
       return null
   }
+}
+
+function Starting({ studio }: { studio: Studio }) {
+  const told = studio.runner.loading.value !== null || studio.runner.trouble.value !== null
+  return <Notice title="Starting…" text={told ? "" : "Waiting for the first picture."} />
 }
 
 function EnterKey({ studio }: { studio: Studio }) {

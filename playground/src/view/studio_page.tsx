@@ -2,13 +2,14 @@
 
 import { KeyRound, Play, Square } from "lucide"
 import mark from "../assets/mark.svg"
+import { appliedWords, comingWords, loadingWords, troubleOf } from "../pure/condition.ts"
 import { balance, milliseconds } from "../pure/format.ts"
 import type { Phase, Studio } from "../studio.ts"
-import { Controls } from "./controls.tsx"
 import { Elsewhere } from "./elsewhere.tsx"
 import { Icon } from "./icon.tsx"
 import { KeyDialog } from "./key_dialog.tsx"
 import { Messages } from "./messages.tsx"
+import { Parameters } from "./parameters.tsx"
 import { Pipelines } from "./pipelines.tsx"
 import { Readings } from "./readings.tsx"
 import { ResultScreen } from "./result_screen.tsx"
@@ -37,7 +38,7 @@ export function StudioPage({ studio }: { studio: Studio }) {
             <h2>Parameters</h2>
             <Changed studio={studio} />
           </div>
-          {studio.offer.value && <Controls studio={studio} />}
+          {studio.offer.value && <Parameters studio={studio} />}
         </section>
         <div class="more">
           <Messages studio={studio} />
@@ -108,7 +109,9 @@ function Changed({ studio }: { studio: Studio }) {
   if (change === null) return null
   return (
     <span class="changed" data-state={change.state}>
-      {change.state === "sent" ? "on its way…" : `in the picture after ${milliseconds(change.ms)}`}
+      {change.state === "sent"
+        ? comingWords(change.applies)
+        : `in the picture after ${milliseconds(change.ms)}${appliedWords(change.applies)}`}
     </span>
   )
 }
@@ -129,6 +132,11 @@ function announced(studio: Studio): string {
     phase === "failed" ? studio.failure.value : phase === "ended" ? studio.ending.value : studio.away.value
   if (told) return `${told.title}. ${told.text}`
   if (studio.keyNeeded.value) return "An API key is needed."
+  const trouble = studio.runner.trouble.value
+  if (trouble) return `${troubleOf(trouble).title}. ${troubleOf(trouble).action}`
+  const loading = studio.runner.loading.value
+  // Without the share, which would be read out at each step.
+  if (loading) return `${loadingWords({ ...loading, percent: 0 }).replace(/, 0 %$/, "")}.`
   return SAID[phase]
 }
 

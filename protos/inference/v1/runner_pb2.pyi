@@ -398,7 +398,7 @@ class SlotReport(_message.Message):
     INFER_MS_FIELD_NUMBER: _builtins.int
     state: Global___SlotReport.State.ValueType
     reason: _builtins.str
-    """engine_crashed, pipeline_failed, input_undecodable, bridge_lost, ..."""
+    """engine_crashed, pipeline_failed, out_of_memory, params_refused, input_undecodable, ..."""
     message: _builtins.str
     frames_decoded: _builtins.int
     frames_inferred: _builtins.int

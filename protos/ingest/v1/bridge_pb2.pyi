@@ -320,6 +320,10 @@ class BridgeReport(_message.Message):
     DRAINED_FIELD_NUMBER: _builtins.int
     CREDIT_EXHAUSTED_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    HEALTH_CAUSE_FIELD_NUMBER: _builtins.int
+    PROGRESS_AGE_MS_FIELD_NUMBER: _builtins.int
+    REFUSED_REVISIONS_FIELD_NUMBER: _builtins.int
     publisher: Global___Publisher.ValueType
     session_ms: _builtins.int
     """session time now"""
@@ -345,6 +349,16 @@ class BridgeReport(_message.Message):
     """passed paid_until + overdraft: output stopped here"""
     fault: _builtins.str
     """what the publisher did wrong, if it is at fault"""
+    health: _builtins.str
+    """as the runner last said: loading, idle, online, degraded_input, degraded_inference, error"""
+    health_cause: _builtins.str
+    """in its words"""
+    progress_age_ms: _builtins.int
+    """since the runner last said that it loads; absent: it never did"""
+    @_builtins.property
+    def refused_revisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """accepted, and given up by the runner; the newest 256"""
+
     def __init__(
         self,
         *,
@@ -366,11 +380,17 @@ class BridgeReport(_message.Message):
         drained: _builtins.bool = ...,
         credit_exhausted: _builtins.bool = ...,
         fault: _builtins.str = ...,
+        health: _builtins.str = ...,
+        health_cause: _builtins.str = ...,
+        progress_age_ms: _builtins.int | None = ...,
+        refused_revisions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_age_ms", b"_progress_age_ms", "progress_age_ms", b"progress_age_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_pts", b"applied_pts", "applied_revision", b"applied_revision", "credit_exhausted", b"credit_exhausted", "delivered_ms", b"delivered_ms", "drained", b"drained", "fault", b"fault", "fps_in", b"fps_in", "fps_out", b"fps_out", "frames_dropped", b"frames_dropped", "frames_in", b"frames_in", "frames_out", b"frames_out", "input_age_ms", b"input_age_ms", "latency_ms", b"latency_ms", "output_age_ms", b"output_age_ms", "paid_until_ms", b"paid_until_ms", "paused_ms", b"paused_ms", "publisher", b"publisher", "session_ms", b"session_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_age_ms", b"_progress_age_ms", "applied_pts", b"applied_pts", "applied_revision", b"applied_revision", "credit_exhausted", b"credit_exhausted", "delivered_ms", b"delivered_ms", "drained", b"drained", "fault", b"fault", "fps_in", b"fps_in", "fps_out", b"fps_out", "frames_dropped", b"frames_dropped", "frames_in", b"frames_in", "frames_out", b"frames_out", "health", b"health", "health_cause", b"health_cause", "input_age_ms", b"input_age_ms", "latency_ms", b"latency_ms", "output_age_ms", b"output_age_ms", "paid_until_ms", b"paid_until_ms", "paused_ms", b"paused_ms", "progress_age_ms", b"progress_age_ms", "publisher", b"publisher", "refused_revisions", b"refused_revisions", "session_ms", b"session_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__progress_age_ms: _TypeAlias = _typing.Literal["progress_age_ms"]  # noqa: Y015
+    _WhichOneofArgType__progress_age_ms: _TypeAlias = _typing.Literal["_progress_age_ms", b"_progress_age_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress_age_ms) -> _WhichOneofReturnType__progress_age_ms | None: ...
 
 Global___BridgeReport: _TypeAlias = BridgeReport  # noqa: Y015

@@ -26,63 +26,65 @@ from protos.inference.v1 import runner_pb2 as protos_dot_inference_dot_v1_dot_ru
 from protos.ingest.v1 import bridge_pb2 as protos_dot_ingest_dot_v1_dot_bridge__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/sessions/v1/sessions.proto\x12\x12sluice.sessions.v1\x1a protos/inference/v1/runner.proto\x1a\x1dprotos/ingest/v1/bridge.proto\"\xf0\x02\n\x06Stream\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08pipeline\x18\x04 \x01(\t\x12\x0e\n\x06params\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x15\n\rparams_schema\x18\x07 \x01(\t\x12/\n\x08\x64\x65livery\x18\x08 \x01(\x0e\x32\x1d.sluice.inference.v1.Delivery\x12\x17\n\x0f\x63reated_unix_ms\x18\t \x01(\x03\x12\x0f\n\x07session\x18\n \x01(\t\x12\x17\n\x0foutput_rtmp_url\x18\x0b \x01(\t\x12-\n\tscheduled\x18\x0c \x03(\x0b\x32\x1a.sluice.inference.v1.Patch\x12\x14\n\x0clast_session\x18\r \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x0e \x01(\x08\x12\x17\n\x0fprocesses_audio\x18\x0f \x01(\x08\x12\x0e\n\x06\x61uthor\x18\x10 \x01(\t\"\xca\x04\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x10\n\x08pipeline\x18\x04 \x01(\t\x12(\n\x05phase\x18\x05 \x01(\x0e\x32\x19.sluice.sessions.v1.Phase\x12\x12\n\nend_reason\x18\x06 \x01(\t\x12\x13\n\x0b\x65nd_message\x18\x07 \x01(\t\x12\r\n\x05owner\x18\x08 \x01(\t\x12\x0e\n\x06\x62ridge\x18\t \x01(\t\x12\r\n\x05\x65poch\x18\n \x01(\x03\x12\x0e\n\x06runner\x18\x0b \x01(\t\x12\x16\n\x0erunner_address\x18\x0c \x01(\t\x12\x0c\n\x04slot\x18\r \x01(\x05\x12\x12\n\nslot_epoch\x18\x0e \x01(\x03\x12\x15\n\rpaid_until_ms\x18\x0f \x01(\x03\x12\x18\n\x10micro_per_second\x18\x10 \x01(\x03\x12\x17\n\x0f\x63reated_unix_ms\x18\x11 \x01(\x03\x12\x15\n\rended_unix_ms\x18\x12 \x01(\x03\x12\x0f\n\x07settled\x18\x13 \x01(\x08\x12\x10\n\x08revision\x18\x14 \x01(\x03\x12\x13\n\x0b\x64\x65graded_by\x18\x15 \x01(\t\x12\x13\n\x0btraceparent\x18\x16 \x01(\t\x12/\n\x08\x64\x65livery\x18\x17 \x01(\x0e\x32\x1d.sluice.inference.v1.Delivery\x12\x17\n\x0fmax_duration_ms\x18\x18 \x01(\x03\x12*\n\x07latency\x18\x19 \x01(\x0b\x32\x19.sluice.ingest.v1.Latency\x12\x12\n\nsignalling\x18\x1a \x01(\t\"A\n\x13\x43reateStreamRequest\x12*\n\x06stream\x18\x01 \x01(\x0b\x32\x1a.sluice.sessions.v1.Stream\".\n\x10GetStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"3\n\x12ListStreamsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"B\n\x13ListStreamsResponse\x12+\n\x07streams\x18\x01 \x03(\x0b\x32\x1a.sluice.sessions.v1.Stream\"1\n\x13\x44\x65leteStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteStreamResponse\"Z\n\x13StartSessionRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06\x62ridge\x18\x03 \x01(\t\x12\x12\n\nsignalling\x18\x04 \x01(\t\"D\n\x14StartSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sluice.sessions.v1.Session\"\x81\x01\n\rUpdateRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05patch\x18\x03 \x01(\t\x12\x14\n\x0c\x61pply_at_pts\x18\x04 \x01(\x03\x12\x10\n\x08pipeline\x18\x05 \x01(\t\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\x03\"_\n\x0eUpdateResponse\x12*\n\x06stream\x18\x01 \x01(\x0b\x32\x1a.sluice.sessions.v1.Stream\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x61pplies\x18\x03 \x01(\t\"O\n\x0bStopRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x0e\n\x0cStopResponse\"-\n\nGetRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\";\n\x0bListRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\r\n\x05limit\x18\x03 \x01(\x05\"=\n\x0cListResponse\x12-\n\x08sessions\x18\x01 \x03(\x0b\x32\x1b.sluice.sessions.v1.Session\"\x1e\n\x0cWatchRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"$\n\x12\x44rainRunnerRequest\x12\x0e\n\x06runner\x18\x01 \x01(\t\"\x15\n\x13\x44rainRunnerResponse\"A\n\rSubmitRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0e\n\x06params\x18\x03 \x01(\t\",\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"B\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08progress\x18\x03 \x01(\x01\x12\x0e\n\x06result\x18\x04 \x01(\t*\xa4\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x14\n\x10PHASE_ALLOCATING\x10\x01\x12\x12\n\x0ePHASE_STARTING\x10\x02\x12\x0e\n\nPHASE_LIVE\x10\x03\x12\x12\n\x0ePHASE_DEGRADED\x10\x04\x12\x10\n\x0cPHASE_PAUSED\x10\x05\x12\x13\n\x0fPHASE_MIGRATING\x10\x06\x12\x0f\n\x0bPHASE_ENDED\x10\x07\x32\xa9\x07\n\x08Sessions\x12S\n\x0c\x43reateStream\x12\'.sluice.sessions.v1.CreateStreamRequest\x1a\x1a.sluice.sessions.v1.Stream\x12M\n\tGetStream\x12$.sluice.sessions.v1.GetStreamRequest\x1a\x1a.sluice.sessions.v1.Stream\x12^\n\x0bListStreams\x12&.sluice.sessions.v1.ListStreamsRequest\x1a\'.sluice.sessions.v1.ListStreamsResponse\x12\x61\n\x0c\x44\x65leteStream\x12\'.sluice.sessions.v1.DeleteStreamRequest\x1a(.sluice.sessions.v1.DeleteStreamResponse\x12\x61\n\x0cStartSession\x12\'.sluice.sessions.v1.StartSessionRequest\x1a(.sluice.sessions.v1.StartSessionResponse\x12O\n\x06Update\x12!.sluice.sessions.v1.UpdateRequest\x1a\".sluice.sessions.v1.UpdateResponse\x12I\n\x04Stop\x12\x1f.sluice.sessions.v1.StopRequest\x1a .sluice.sessions.v1.StopResponse\x12\x42\n\x03Get\x12\x1e.sluice.sessions.v1.GetRequest\x1a\x1b.sluice.sessions.v1.Session\x12I\n\x04List\x12\x1f.sluice.sessions.v1.ListRequest\x1a .sluice.sessions.v1.ListResponse\x12H\n\x05Watch\x12 .sluice.sessions.v1.WatchRequest\x1a\x1b.sluice.sessions.v1.Session0\x01\x12^\n\x0b\x44rainRunner\x12&.sluice.sessions.v1.DrainRunnerRequest\x1a\'.sluice.sessions.v1.DrainRunnerResponse2\x9c\x02\n\x04Jobs\x12\x44\n\x06Submit\x12!.sluice.sessions.v1.SubmitRequest\x1a\x17.sluice.sessions.v1.Job\x12\x41\n\x03Get\x12!.sluice.sessions.v1.GetJobRequest\x1a\x17.sluice.sessions.v1.Job\x12\x45\n\x05Watch\x12!.sluice.sessions.v1.GetJobRequest\x1a\x17.sluice.sessions.v1.Job0\x01\x12\x44\n\x06\x43\x61ncel\x12!.sluice.sessions.v1.GetJobRequest\x1a\x17.sluice.sessions.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/sessions/v1/sessions.proto\x12\x12sluice.sessions.v1\x1a protos/inference/v1/runner.proto\x1a\x1dprotos/ingest/v1/bridge.proto\"\x9d\x03\n\x06Stream\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08pipeline\x18\x04 \x01(\t\x12\x0e\n\x06params\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x15\n\rparams_schema\x18\x07 \x01(\t\x12/\n\x08\x64\x65livery\x18\x08 \x01(\x0e\x32\x1d.sluice.inference.v1.Delivery\x12\x17\n\x0f\x63reated_unix_ms\x18\t \x01(\x03\x12\x0f\n\x07session\x18\n \x01(\t\x12\x17\n\x0foutput_rtmp_url\x18\x0b \x01(\t\x12-\n\tscheduled\x18\x0c \x03(\x0b\x32\x1a.sluice.inference.v1.Patch\x12\x14\n\x0clast_session\x18\r \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x0e \x01(\x08\x12\x17\n\x0fprocesses_audio\x18\x0f \x01(\x08\x12\x0e\n\x06\x61uthor\x18\x10 \x01(\t\x12+\n\x07history\x18\x11 \x03(\x0b\x32\x1a.sluice.sessions.v1.Before\"9\n\x06\x42\x65\x66ore\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0e\n\x06values\x18\x02 \x01(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x03(\t\"\xca\x04\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x10\n\x08pipeline\x18\x04 \x01(\t\x12(\n\x05phase\x18\x05 \x01(\x0e\x32\x19.sluice.sessions.v1.Phase\x12\x12\n\nend_reason\x18\x06 \x01(\t\x12\x13\n\x0b\x65nd_message\x18\x07 \x01(\t\x12\r\n\x05owner\x18\x08 \x01(\t\x12\x0e\n\x06\x62ridge\x18\t \x01(\t\x12\r\n\x05\x65poch\x18\n \x01(\x03\x12\x0e\n\x06runner\x18\x0b \x01(\t\x12\x16\n\x0erunner_address\x18\x0c \x01(\t\x12\x0c\n\x04slot\x18\r \x01(\x05\x12\x12\n\nslot_epoch\x18\x0e \x01(\x03\x12\x15\n\rpaid_until_ms\x18\x0f \x01(\x03\x12\x18\n\x10micro_per_second\x18\x10 \x01(\x03\x12\x17\n\x0f\x63reated_unix_ms\x18\x11 \x01(\x03\x12\x15\n\rended_unix_ms\x18\x12 \x01(\x03\x12\x0f\n\x07settled\x18\x13 \x01(\x08\x12\x10\n\x08revision\x18\x14 \x01(\x03\x12\x13\n\x0b\x64\x65graded_by\x18\x15 \x01(\t\x12\x13\n\x0btraceparent\x18\x16 \x01(\t\x12/\n\x08\x64\x65livery\x18\x17 \x01(\x0e\x32\x1d.sluice.inference.v1.Delivery\x12\x17\n\x0fmax_duration_ms\x18\x18 \x01(\x03\x12*\n\x07latency\x18\x19 \x01(\x0b\x32\x19.sluice.ingest.v1.Latency\x12\x12\n\nsignalling\x18\x1a \x01(\t\"A\n\x13\x43reateStreamRequest\x12*\n\x06stream\x18\x01 \x01(\x0b\x32\x1a.sluice.sessions.v1.Stream\".\n\x10GetStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"3\n\x12ListStreamsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"B\n\x13ListStreamsResponse\x12+\n\x07streams\x18\x01 \x03(\x0b\x32\x1a.sluice.sessions.v1.Stream\"1\n\x13\x44\x65leteStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteStreamResponse\"Z\n\x13StartSessionRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06\x62ridge\x18\x03 \x01(\t\x12\x12\n\nsignalling\x18\x04 \x01(\t\"D\n\x14StartSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.sluice.sessions.v1.Session\"\x81\x01\n\rUpdateRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05patch\x18\x03 \x01(\t\x12\x14\n\x0c\x61pply_at_pts\x18\x04 \x01(\x03\x12\x10\n\x08pipeline\x18\x05 \x01(\t\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\x03\"_\n\x0eUpdateResponse\x12*\n\x06stream\x18\x01 \x01(\x0b\x32\x1a.sluice.sessions.v1.Stream\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07\x61pplies\x18\x03 \x01(\t\"O\n\x0bStopRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x0e\n\x0cStopResponse\"-\n\nGetRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\";\n\x0bListRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\r\n\x05limit\x18\x03 \x01(\x05\"=\n\x0cListResponse\x12-\n\x08sessions\x18\x01 \x03(\x0b\x32\x1b.sluice.sessions.v1.Session\"\x1e\n\x0cWatchRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"$\n\x12\x44rainRunnerRequest\x12\x0e\n\x06runner\x18\x01 \x01(\t\"\x15\n\x13\x44rainRunnerResponse\"A\n\rSubmitRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0e\n\x06params\x18\x03 \x01(\t\",\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"B\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08progress\x18\x03 \x01(\x01\x12\x0e\n\x06result\x18\x04 \x01(\t*\xa4\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x14\n\x10PHASE_ALLOCATING\x10\x01\x12\x12\n\x0ePHASE_STARTING\x10\x02\x12\x0e\n\nPHASE_LIVE\x10\x03\x12\x12\n\x0ePHASE_DEGRADED\x10\x04\x12\x10\n\x0cPHASE_PAUSED\x10\x05\x12\x13\n\x0fPHASE_MIGRATING\x10\x06\x12\x0f\n\x0bPHASE_ENDED\x10\x07\x32\xa9\x07\n\x08Sessions\x12S\n\x0c\x43reateStream\x12\'.sluice.sessions.v1.CreateStreamRequest\x1a\x1a.sluice.sessions.v1.Stream\x12M\n\tGetStream\x12$.sluice.sessions.v1.GetStreamRequest\x1a\x1a.sluice.sessions.v1.Stream\x12^\n\x0bListStreams\x12&.sluice.sessions.v1.ListStreamsRequest\x1a\'.sluice.sessions.v1.ListStreamsResponse\x12\x61\n\x0c\x44\x65leteStream\x12\'.sluice.sessions.v1.DeleteStreamRequest\x1a(.sluice.sessions.v1.DeleteStreamResponse\x12\x61\n\x0cStartSession\x12\'.sluice.sessions.v1.StartSessionRequest\x1a(.sluice.sessions.v1.StartSessionResponse\x12O\n\x06Update\x12!.sluice.sessions.v1.UpdateRequest\x1a\".sluice.sessions.v1.UpdateResponse\x12I\n\x04Stop\x12\x1f.sluice.sessions.v1.StopRequest\x1a .sluice.sessions.v1.StopResponse\x12\x42\n\x03Get\x12\x1e.sluice.sessions.v1.GetRequest\x1a\x1b.sluice.sessions.v1.Session\x12I\n\x04List\x12\x1f.sluice.sessions.v1.ListRequest\x1a .sluice.sessions.v1.ListResponse\x12H\n\x05Watch\x12 .sluice.sessions.v1.WatchRequest\x1a\x1b.sluice.sessions.v1.Session0\x01\x12^\n\x0b\x44rainRunner\x12&.sluice.sessions.v1.DrainRunnerRequest\x1a\'.sluice.sessions.v1.DrainRunnerResponse2\x9c\x02\n\x04Jobs\x12\x44\n\x06Submit\x12!.sluice.sessions.v1.SubmitRequest\x1a\x17.sluice.sessions.v1.Job\x12\x41\n\x03Get\x12!.sluice.sessions.v1.GetJobRequest\x1a\x17.sluice.sessions.v1.Job\x12\x45\n\x05Watch\x12!.sluice.sessions.v1.GetJobRequest\x1a\x17.sluice.sessions.v1.Job0\x01\x12\x44\n\x06\x43\x61ncel\x12!.sluice.sessions.v1.GetJobRequest\x1a\x17.sluice.sessions.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.sessions.v1.sessions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PHASE']._serialized_start=2327
-  _globals['_PHASE']._serialized_end=2491
+  _globals['_PHASE']._serialized_start=2431
+  _globals['_PHASE']._serialized_end=2595
   _globals['_STREAM']._serialized_start=123
-  _globals['_STREAM']._serialized_end=491
-  _globals['_SESSION']._serialized_start=494
-  _globals['_SESSION']._serialized_end=1080
-  _globals['_CREATESTREAMREQUEST']._serialized_start=1082
-  _globals['_CREATESTREAMREQUEST']._serialized_end=1147
-  _globals['_GETSTREAMREQUEST']._serialized_start=1149
-  _globals['_GETSTREAMREQUEST']._serialized_end=1195
-  _globals['_LISTSTREAMSREQUEST']._serialized_start=1197
-  _globals['_LISTSTREAMSREQUEST']._serialized_end=1248
-  _globals['_LISTSTREAMSRESPONSE']._serialized_start=1250
-  _globals['_LISTSTREAMSRESPONSE']._serialized_end=1316
-  _globals['_DELETESTREAMREQUEST']._serialized_start=1318
-  _globals['_DELETESTREAMREQUEST']._serialized_end=1367
-  _globals['_DELETESTREAMRESPONSE']._serialized_start=1369
-  _globals['_DELETESTREAMRESPONSE']._serialized_end=1391
-  _globals['_STARTSESSIONREQUEST']._serialized_start=1393
-  _globals['_STARTSESSIONREQUEST']._serialized_end=1483
-  _globals['_STARTSESSIONRESPONSE']._serialized_start=1485
-  _globals['_STARTSESSIONRESPONSE']._serialized_end=1553
-  _globals['_UPDATEREQUEST']._serialized_start=1556
-  _globals['_UPDATEREQUEST']._serialized_end=1685
-  _globals['_UPDATERESPONSE']._serialized_start=1687
-  _globals['_UPDATERESPONSE']._serialized_end=1782
-  _globals['_STOPREQUEST']._serialized_start=1784
-  _globals['_STOPREQUEST']._serialized_end=1863
-  _globals['_STOPRESPONSE']._serialized_start=1865
-  _globals['_STOPRESPONSE']._serialized_end=1879
-  _globals['_GETREQUEST']._serialized_start=1881
-  _globals['_GETREQUEST']._serialized_end=1926
-  _globals['_LISTREQUEST']._serialized_start=1928
-  _globals['_LISTREQUEST']._serialized_end=1987
-  _globals['_LISTRESPONSE']._serialized_start=1989
-  _globals['_LISTRESPONSE']._serialized_end=2050
-  _globals['_WATCHREQUEST']._serialized_start=2052
-  _globals['_WATCHREQUEST']._serialized_end=2082
-  _globals['_DRAINRUNNERREQUEST']._serialized_start=2084
-  _globals['_DRAINRUNNERREQUEST']._serialized_end=2120
-  _globals['_DRAINRUNNERRESPONSE']._serialized_start=2122
-  _globals['_DRAINRUNNERRESPONSE']._serialized_end=2143
-  _globals['_SUBMITREQUEST']._serialized_start=2145
-  _globals['_SUBMITREQUEST']._serialized_end=2210
-  _globals['_GETJOBREQUEST']._serialized_start=2212
-  _globals['_GETJOBREQUEST']._serialized_end=2256
-  _globals['_JOB']._serialized_start=2258
-  _globals['_JOB']._serialized_end=2324
-  _globals['_SESSIONS']._serialized_start=2494
-  _globals['_SESSIONS']._serialized_end=3431
-  _globals['_JOBS']._serialized_start=3434
-  _globals['_JOBS']._serialized_end=3718
+  _globals['_STREAM']._serialized_end=536
+  _globals['_BEFORE']._serialized_start=538
+  _globals['_BEFORE']._serialized_end=595
+  _globals['_SESSION']._serialized_start=598
+  _globals['_SESSION']._serialized_end=1184
+  _globals['_CREATESTREAMREQUEST']._serialized_start=1186
+  _globals['_CREATESTREAMREQUEST']._serialized_end=1251
+  _globals['_GETSTREAMREQUEST']._serialized_start=1253
+  _globals['_GETSTREAMREQUEST']._serialized_end=1299
+  _globals['_LISTSTREAMSREQUEST']._serialized_start=1301
+  _globals['_LISTSTREAMSREQUEST']._serialized_end=1352
+  _globals['_LISTSTREAMSRESPONSE']._serialized_start=1354
+  _globals['_LISTSTREAMSRESPONSE']._serialized_end=1420
+  _globals['_DELETESTREAMREQUEST']._serialized_start=1422
+  _globals['_DELETESTREAMREQUEST']._serialized_end=1471
+  _globals['_DELETESTREAMRESPONSE']._serialized_start=1473
+  _globals['_DELETESTREAMRESPONSE']._serialized_end=1495
+  _globals['_STARTSESSIONREQUEST']._serialized_start=1497
+  _globals['_STARTSESSIONREQUEST']._serialized_end=1587
+  _globals['_STARTSESSIONRESPONSE']._serialized_start=1589
+  _globals['_STARTSESSIONRESPONSE']._serialized_end=1657
+  _globals['_UPDATEREQUEST']._serialized_start=1660
+  _globals['_UPDATEREQUEST']._serialized_end=1789
+  _globals['_UPDATERESPONSE']._serialized_start=1791
+  _globals['_UPDATERESPONSE']._serialized_end=1886
+  _globals['_STOPREQUEST']._serialized_start=1888
+  _globals['_STOPREQUEST']._serialized_end=1967
+  _globals['_STOPRESPONSE']._serialized_start=1969
+  _globals['_STOPRESPONSE']._serialized_end=1983
+  _globals['_GETREQUEST']._serialized_start=1985
+  _globals['_GETREQUEST']._serialized_end=2030
+  _globals['_LISTREQUEST']._serialized_start=2032
+  _globals['_LISTREQUEST']._serialized_end=2091
+  _globals['_LISTRESPONSE']._serialized_start=2093
+  _globals['_LISTRESPONSE']._serialized_end=2154
+  _globals['_WATCHREQUEST']._serialized_start=2156
+  _globals['_WATCHREQUEST']._serialized_end=2186
+  _globals['_DRAINRUNNERREQUEST']._serialized_start=2188
+  _globals['_DRAINRUNNERREQUEST']._serialized_end=2224
+  _globals['_DRAINRUNNERRESPONSE']._serialized_start=2226
+  _globals['_DRAINRUNNERRESPONSE']._serialized_end=2247
+  _globals['_SUBMITREQUEST']._serialized_start=2249
+  _globals['_SUBMITREQUEST']._serialized_end=2314
+  _globals['_GETJOBREQUEST']._serialized_start=2316
+  _globals['_GETJOBREQUEST']._serialized_end=2360
+  _globals['_JOB']._serialized_start=2362
+  _globals['_JOB']._serialized_end=2428
+  _globals['_SESSIONS']._serialized_start=2598
+  _globals['_SESSIONS']._serialized_end=3535
+  _globals['_JOBS']._serialized_start=3538
+  _globals['_JOBS']._serialized_end=3822
 # @@protoc_insertion_point(module_scope)

@@ -68,6 +68,7 @@ class Stream(_message.Message):
     DELETED_FIELD_NUMBER: _builtins.int
     PROCESSES_AUDIO_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     tenant: _builtins.str
     name: _builtins.str
@@ -93,6 +94,10 @@ class Stream(_message.Message):
     def scheduled(self) -> _containers.RepeatedCompositeFieldContainer[_runner_pb2.Patch]:
         """accepted, not yet due"""
 
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___Before]:
+        """of the newest revisions of a live session, the oldest first"""
+
     def __init__(
         self,
         *,
@@ -112,14 +117,46 @@ class Stream(_message.Message):
         deleted: _builtins.bool = ...,
         processes_audio: _builtins.bool = ...,
         author: _builtins.str = ...,
+        history: _abc.Iterable[Global___Before] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "created_unix_ms", b"created_unix_ms", "deleted", b"deleted", "delivery", b"delivery", "id", b"id", "last_session", b"last_session", "name", b"name", "output_rtmp_url", b"output_rtmp_url", "params", b"params", "params_schema", b"params_schema", "pipeline", b"pipeline", "processes_audio", b"processes_audio", "revision", b"revision", "scheduled", b"scheduled", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "created_unix_ms", b"created_unix_ms", "deleted", b"deleted", "delivery", b"delivery", "history", b"history", "id", b"id", "last_session", b"last_session", "name", b"name", "output_rtmp_url", b"output_rtmp_url", "params", b"params", "params_schema", b"params_schema", "pipeline", b"pipeline", "processes_audio", b"processes_audio", "revision", b"revision", "scheduled", b"scheduled", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Stream: _TypeAlias = Stream  # noqa: Y015
+
+@_typing.final
+class Before(_message.Message):
+    """What a revision replaced, for the case that the runner refuses it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    values: _builtins.str
+    """JSON object: parameters, as they were"""
+    @_builtins.property
+    def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """parameters that were not there"""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        values: _builtins.str = ...,
+        added: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "revision", b"revision", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Before: _TypeAlias = Before  # noqa: Y015
 
 @_typing.final
 class Session(_message.Message):
@@ -415,7 +452,7 @@ class UpdateRequest(_message.Message):
     stream: _builtins.str
     tenant: _builtins.str
     patch: _builtins.str
-    """JSON merge patch, RFC 7396"""
+    """JSON object: values by name, each in the place of the whole one; null: the default"""
     apply_at_pts: _builtins.int
     """90 kHz on the session's timeline; 0: at once"""
     pipeline: _builtins.str

@@ -130,7 +130,7 @@ class SessionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Update(self, request, context):
-        """Changes parameters: a merge patch on the stream, applied to its live session. All or nothing.
+        """Changes parameters of the stream, and of its live session: all that are named or, if one is wrong, none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

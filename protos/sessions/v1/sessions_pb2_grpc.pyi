@@ -43,7 +43,7 @@ class SessionsStub:
     RESOURCE_EXHAUSTED: NO_CAPACITY.
     """
     Update: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.UpdateRequest, _sessions_pb2.UpdateResponse]
-    """Changes parameters: a merge patch on the stream, applied to its live session. All or nothing."""
+    """Changes parameters of the stream, and of its live session: all that are named or, if one is wrong, none."""
     Stop: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.StopRequest, _sessions_pb2.StopResponse]
     Get: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetRequest, _sessions_pb2.Session]
     List: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListRequest, _sessions_pb2.ListResponse]
@@ -67,7 +67,7 @@ class SessionsAsyncStub(SessionsStub):
     RESOURCE_EXHAUSTED: NO_CAPACITY.
     """
     Update: _aio.UnaryUnaryMultiCallable[_sessions_pb2.UpdateRequest, _sessions_pb2.UpdateResponse]  # type: ignore[assignment]
-    """Changes parameters: a merge patch on the stream, applied to its live session. All or nothing."""
+    """Changes parameters of the stream, and of its live session: all that are named or, if one is wrong, none."""
     Stop: _aio.UnaryUnaryMultiCallable[_sessions_pb2.StopRequest, _sessions_pb2.StopResponse]  # type: ignore[assignment]
     Get: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetRequest, _sessions_pb2.Session]  # type: ignore[assignment]
     List: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListRequest, _sessions_pb2.ListResponse]  # type: ignore[assignment]
@@ -124,7 +124,7 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.UpdateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.UpdateResponse, _abc.Awaitable[_sessions_pb2.UpdateResponse]]:
-        """Changes parameters: a merge patch on the stream, applied to its live session. All or nothing."""
+        """Changes parameters of the stream, and of its live session: all that are named or, if one is wrong, none."""
 
     @_abc_1.abstractmethod
     def Stop(

@@ -8,7 +8,6 @@ it, and either way reaches the viewers with its picture.
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,17 +22,22 @@ from services.common.media import h264
 from services.common.media.clock import Timeline
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, Muxer, unwrap
 from services.common.trickle.channel import Channel, ChannelReader
-from services.common.trickle.protocol import RANDOM_ACCESS, ChannelLimits
+from services.common.trickle.protocol import RANDOM_ACCESS
 from services.common.trickle.registry import OpenChannel, Registry
+from services.ingest.bridge.channels import JSON, LINES, SessionChannels
 from services.ingest.bridge.chapters import Chapters, Counts
 from services.ingest.bridge.cutter import SegmentCutter
-from services.ingest.bridge.events import Applied, Status, parse
+from services.ingest.bridge.events import Status, parse
+from services.ingest.bridge.heard import Heard
 from services.ingest.bridge.identity import Closed, Identity
+from services.ingest.bridge.latency import latency_of
 from services.ingest.bridge.metrics import BAD_EVENTS, FIRST_FRAME, FRAME_AGE, FRAMES, count_stages
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.playout import Playout
+from services.ingest.bridge.presence import Presence, Publisher
 from services.ingest.bridge.rates import Rates
 from services.ingest.bridge.requests import Bitrate, RunnerRequests
+from services.ingest.bridge.sound import AUDIO, fits, sound_among
 from services.ingest.bridge.stages import PictureTimes, Stages
 from services.ingest.bridge.taps import Tap, Taps
 from services.ingest.bridge.under_way import Departure, UnderWay
@@ -42,26 +46,9 @@ from services.ingest.settings import IngestSettings
 
 TICK_S: Final = 0.1
 REPORT_S: Final = 1.0
-AUDIO: Final = frozenset({Codec.AAC, Codec.OPUS})
-SOUND_BYTES: Final = 32 * 1024  # of one unit: four times the largest ADTS frame, 120 ms of Opus at 2 Mbit/s
 EVENT_MAX_BYTES: Final = 64 * 1024
 REORDERED: Final = 20  # pictures that a decoder may hold back (H.264: 16) before the first of them comes out
 FLUSH_S: Final = 10.0  # without a picture for so long after the input ended, what is missing will not come
-
-MEDIA: Final = ChannelLimits(idle_s=None)  # a client's pause may be long: the session ends its channels
-# Every picture must reach a viewer that reads at all: a minute of history instead of the newest few segments.
-MEDIA_COMPLETE: Final = replace(MEDIA, depth=64, channel_bytes=64 * 2**20, history_s=60.0)
-MESSAGES: Final = ChannelLimits(depth=64, segment_bytes=1 * 2**20, channel_bytes=4 * 2**20, idle_s=None)
-
-
-class Publisher(enum.Enum):
-    """What the publisher is doing; the values are the wire's."""
-
-    WAITING = 1
-    SENDING = 2
-    SILENT = 3
-    FINISHED = 4
-    GONE = 5
 
 
 class BridgeSession:
@@ -77,18 +64,16 @@ class BridgeSession:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.identity = identity
-        self._registry = registry
         self._settings = settings
         self._now_s = now_s
         self._opened_s = now_s()
         self.changed: Latest[None] = Latest(None)
         self.closed: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
         # in
-        self.connected = True
+        self._presence = Presence(
+            self._opened_s, silent_after_s=settings.silent_after_s, grace_s=settings.publisher_grace_s
+        )
         self.keyframe_wanted: Callable[[], None] | None = None  # asks the publisher, while there is one
-        self.paused = False  # by the client
-        self._holding = False  # the publisher waits for us, not we for it
-        self._finished = False
         self._fault = ""
         self._timeline = Timeline()
         self._timeline.begin_source(self._wall_s())
@@ -96,15 +81,13 @@ class BridgeSession:
         self._parameter_sets = b""
         self._started = False
         self._in_pts = 0
-        self._in_at_s: float | None = None
-        self._left_at_s: float | None = None
         self.frames_in = 0
-        self._channels: dict[str, OpenChannel] = {}
-        self._in = SegmentCutter(self._open("in", MEDIA_COMPLETE if identity.complete else MEDIA), Muxer())
+        self._channels = SessionChannels(registry, identity.session, complete=identity.complete)
+        self._in = SegmentCutter(self._channels.media("in"), Muxer())
         # out
         self.epoch = 0
-        play = self._open("play", MEDIA_COMPLETE if identity.complete else MEDIA)
-        self._open("data", MESSAGES, "application/jsonl")
+        play = self._channels.media("play")
+        self._channels.messages("data", LINES)
         self._requests: RunnerRequests | None = None  # from the moment when there is a runner to ask
         self._bitrate = Bitrate(settings.min_video_kbps * 1000, settings.max_video_kbps * 1000)
         self._taps = Taps(self.ask_keyframe)
@@ -120,9 +103,8 @@ class BridgeSession:
         self.stages = Stages(clock_name())
         self._chapters = Chapters(identity.traceparent, now_s=now_s)
         self._usage = Usage(identity, outbox)
-        # parameters
-        self.applied_revision = 0
-        self.applied_pts = 0
+        # what the runner says
+        self.heard = Heard(self._opened_s, lambda: time.time_ns() // 1_000_000)
         self.infer_ms = 0.0
         self._rates = Rates()
 
@@ -132,30 +114,35 @@ class BridgeSession:
     def fault(self) -> str:
         return self._fault
 
+    @property
+    def connected(self) -> bool:
+        return self._presence.connected
+
+    @property
+    def paused(self) -> bool:
+        """By the client."""
+        return self._presence.paused
+
     def rejoin(self) -> None:
         """A publisher came back within the grace. Raises ConflictError while the other one is still there."""
-        if self.connected or self._finished or self.closed.done():
+        if self.connected or self._presence.finished or self.closed.done():
             raise ConflictError(
                 "the stream has a publisher already", reason="STREAM_BUSY", stream=self.identity.stream
             )
-        self.connected = True
-        self._left_at_s = None
+        self._presence.came_back()
         self._timeline.begin_source(self._wall_s())
         self.changed.set(None)
 
     def leave(self) -> None:
         """The publisher's connection broke: the grace begins."""
-        self.connected = False
-        self._left_at_s = self._now_s()
+        self._presence.left(self._now_s(), finished=False)
         self.changed.set(None)
 
     def finish(self) -> None:
         """The publisher said that it is done: what is under way still comes back, then the session ends."""
-        self.connected = False
-        self._finished = True
-        self._left_at_s = self._now_s()
+        self._presence.left(self._now_s(), finished=True)
         self._in.end()
-        self._registry.close(self._name("in"))
+        self._channels.close("in")
         self.changed.set(None)
 
     def blame(self, fault: str) -> None:
@@ -165,25 +152,26 @@ class BridgeSession:
 
     def announce(self, streams: tuple[Codec, ...]) -> None:
         """Say what the publisher's tables list: viewers' are written before the first sound is there."""
-        self._audio = _sound_among(streams) or self._audio
+        self._audio = sound_among(streams) or self._audio
         self._offer_sound(self._audio)
 
     def push(self, unit: AccessUnit, arrived_s: float) -> None:
         """Take one unit of the publisher, whose last byte was read at `arrived_s`."""
-        if self._finished or self.closed.done():
+        if self._presence.finished or self.closed.done():
             return
         if self.paused:
-            self._in_at_s = self._now_s() if unit.codec is Codec.H264 else self._in_at_s
+            if unit.codec is Codec.H264:
+                self._presence.in_at_s = self._now_s()
         elif unit.codec is Codec.H264:
             self._push_picture(unit, arrived_s)
-        elif unit.codec in AUDIO and self._audio in {None, unit.codec} and _fits(unit):
+        elif unit.codec in AUDIO and self._audio in {None, unit.codec} and fits(unit):
             self._push_audio(unit)
 
     def pause(self, paused: bool) -> None:
         """Keep the last picture, or go on with the publisher's next key frame, on the same clock."""
         if paused is self.paused:
             return
-        self.paused = paused
+        self._presence.paused = paused
         if paused:
             self._in.end()  # a runner waits as long as it takes between two segments, but not within one
         else:
@@ -203,11 +191,11 @@ class BridgeSession:
             FRAME_DROPS.labels("clock").inc()
             return
         now_s = self._now_s()
-        if not self._started or self._publisher_was_silent(now_s):
+        if not self._started or self._presence.was_silent(now_s):
             self._started = True
             self.changed.set(None)
         self._in_pts = max(self._in_pts, stamped.pts)
-        self._in_at_s = now_s
+        self._presence.in_at_s = now_s
         self.frames_in += 1
         FRAMES.labels("in").inc()
         self._rates.count_in(now_s)
@@ -242,12 +230,12 @@ class BridgeSession:
             delivered = self.out_pts or self._first_pts
             if self._in_pts - delivered <= ahead or len(self._under_way) <= REORDERED:
                 return
-            self._holding = True
+            self._presence.holding = True
             try:
                 await self.changed.newer_than(self.changed.version)
             finally:
-                self._holding = False
-                self._in_at_s = self._now_s()  # it was not late: we kept it
+                self._presence.holding = False
+                self._presence.in_at_s = self._now_s()  # it was not late: we kept it
 
     @property
     def _first_pts(self) -> int:
@@ -272,10 +260,9 @@ class BridgeSession:
                     "the session has an output already", reason="EPOCH_OPEN", epoch=self.epoch
                 )
             self.epoch = request.epoch
-            self._open("out", MEDIA_COMPLETE if self.identity.complete else MEDIA)
-            control = self._open("control", MESSAGES, "application/json")
-            self._requests = RunnerRequests(control, self._now_s)
-            self._open("events", MESSAGES, "application/json")
+            self._channels.media("out")
+            self._requests = RunnerRequests(self._channels.messages("control", JSON), self._now_s)
+            self._channels.messages("events", JSON)
             self._processes_audio = request.processes_audio  # an `Open` that extends the credit says nothing
             if self._processes_audio:
                 self._playout.audio = None
@@ -283,15 +270,7 @@ class BridgeSession:
                 self._offer_sound(self._audio)
         self._usage.extend(request)
         self.changed.set(None)
-        return self._channels
-
-    def _open(self, kind: str, limits: ChannelLimits, content_type: str = "video/MP2T") -> Channel:
-        opened = self._registry.open(self._name(kind), content_type=content_type, limits=limits)
-        self._channels[kind] = opened
-        return opened.channel
-
-    def _name(self, kind: str) -> str:
-        return f"{self.identity.session}/{kind}"
+        return self._channels.opened
 
     async def run(self) -> None:
         """Everything of this session that waits; ends when it is closed, and leaves no channel open."""
@@ -304,14 +283,12 @@ class BridgeSession:
                 ]
                 await asyncio.shield(self.closed)
                 self._playout.end()
-                for kind in ("in", "control", "play"):
-                    self._registry.close(self._name(kind))
+                self._channels.close("in", "control", "play")
                 for task in tasks:
                     task.cancel()
         finally:
             self.close("internal_error", "the session failed inside; it was reported")
-            for kind in self._channels:
-                self._registry.close(self._name(kind))
+            self._channels.close(*self._channels.opened)
             self._end_segment()
             await asyncio.shield(self._cut_usage(self.closed.result().reason))
 
@@ -336,11 +313,11 @@ class BridgeSession:
     def _deliver(self, units: Iterable[AccessUnit], streams: tuple[Codec, ...]) -> None:
         """Pass on what the runner returned; `streams` is what its tables list."""
         if self._processes_audio:
-            self._playout.audio = _sound_among(streams)
+            self._playout.audio = sound_among(streams)
         for unit in units:
             if unit.codec is Codec.H264:
                 self._deliver_picture(unit)
-            elif self._processes_audio and unit.codec in AUDIO and _fits(unit):
+            elif self._processes_audio and unit.codec in AUDIO and fits(unit):
                 pts = unwrap(self._in_pts, unit.pts)
                 self._hear(replace(unit, pts=pts, dts=pts))
             else:
@@ -399,13 +376,11 @@ class BridgeSession:
         except InvalidError:
             BAD_EVENTS.inc()
             return
-        if isinstance(event, Applied):
-            self.applied_revision = max(self.applied_revision, event.revision)
-            self.applied_pts = max(self.applied_pts, event.pts)
-            self.changed.set(None)
-        elif isinstance(event, Status):
+        if isinstance(event, Status):
             self._runner_dropped, self.infer_ms = event.dropped, event.infer_ms
             count_stages(self.stages.complete(event.clock, event.pictures), self.identity.exemplar)
+        elif event is not None and self.heard.take(event, self._now_s()):
+            self.changed.set(None)
 
     def seen(self, through_pts: int) -> None:
         """A viewer's connection took everything up to the picture at `through_pts`."""
@@ -419,29 +394,13 @@ class BridgeSession:
 
     def publisher(self) -> Publisher:
         """What the publisher is doing now."""
-        if self._finished:
-            return Publisher.FINISHED
-        if self._holding:
-            return Publisher.SENDING
-        silent_s = self._now_s() - (self._in_at_s if self._in_at_s is not None else self._opened_s)
-        if silent_s > self._settings.publisher_grace_s:
-            return Publisher.GONE
-        if self._in_at_s is None:  # who left before a picture has nothing to come back to
-            return Publisher.WAITING if self.connected else Publisher.GONE
-        if self.paused:
-            return Publisher.SILENT
-        return Publisher.SILENT if silent_s > self._settings.silent_after_s else Publisher.SENDING
-
-    def _publisher_was_silent(self, now_s: float) -> bool:
-        return self._in_at_s is None or now_s - self._in_at_s > self._settings.silent_after_s
+        return self._presence.publisher(self._now_s())
 
     @property
     def drained(self) -> bool:
         """True when the input finished and what it caused has come back, or will not come any more."""
-        if not self._finished or self._left_at_s is None:
-            return False
-        idle_s = self._now_s() - max(self._left_at_s, self._out_at_s or 0.0)
-        return self._out_ended or idle_s > FLUSH_S
+        idle_s = self._presence.done_s(self._now_s(), self._out_at_s)
+        return idle_s is not None and (self._out_ended or idle_s > FLUSH_S)
 
     async def _tick(self) -> None:
         before = self.publisher()
@@ -457,6 +416,8 @@ class BridgeSession:
                 self._usage.meter.resumed(self.session_ms)
             if self._requests is not None:
                 self._requests.tick()
+            if self.heard.tick(self._now_s()):
+                self.changed.set(None)
             if self._usage.spend(self.session_ms):
                 self._playout.fall_silent()
                 self.changed.set(None)
@@ -469,8 +430,7 @@ class BridgeSession:
                 reported_s = self._now_s()
                 self.changed.set(None)
             before = publisher
-            orphaned_s = self._now_s() - max(self._in_at_s or 0.0, self._opened_s)
-            if orphaned_s > self._settings.orphan_after_s and not self._holding:
+            if self._presence.orphaned_s(self._now_s()) > self._settings.orphan_after_s:
                 self.close("bridge_lost", "nobody ended the session after its publisher had gone")
 
     def _end_segment(self) -> None:
@@ -532,6 +492,7 @@ class BridgeSession:
     def report(self) -> bridge_pb2.BridgeReport:
         now_s = self._now_s()
         fps_in, fps_out = self._rates.now(now_s)
+        heard = self.heard
         return bridge_pb2.BridgeReport(
             publisher=self.publisher().value,  # type: ignore[arg-type]  # the enum's values are the wire's
             session_ms=self.session_ms,
@@ -543,46 +504,26 @@ class BridgeSession:
             fps_in=fps_in,
             fps_out=fps_out,
             output_age_ms=-1 if self._out_at_s is None else round((now_s - self._out_at_s) * 1000),
-            input_age_ms=-1 if self._in_at_s is None else round((now_s - self._in_at_s) * 1000),
-            applied_revision=self.applied_revision,
-            applied_pts=self.applied_pts,
+            input_age_ms=self._presence.input_age_ms(now_s),
+            applied_revision=heard.applied_revision,
+            applied_pts=heard.applied_pts,
             paid_until_ms=self._usage.paid_until_ms or 0,
             latency_ms=self._under_way.transit_s * 1000,
             drained=self.drained,
             credit_exhausted=self._usage.exhausted,
             fault=self._fault,
+            health=heard.health.state if heard.health else "",
+            health_cause=heard.health.cause if heard.health else "",
+            progress_age_ms=heard.progress_age_ms(now_s),
+            refused_revisions=heard.refused_revisions,
         )
 
     def latency(self) -> bridge_pb2.Latency:
         """Where the time of the newest pictures went, stage by stage and in total."""
-        found = self.stages.report()
-        if found is None:
-            return bridge_pb2.Latency()
-        by_stage, total = found
-        return bridge_pb2.Latency(
-            pictures=total.pictures,
-            stages=[
-                bridge_pb2.StageLatency(
-                    stage=name, p50_us=round(times.p50_s * 1e6), p95_us=round(times.p95_s * 1e6)
-                )
-                for name, times in [*by_stage.items(), ("total", total)]
-            ],
-        )
+        return latency_of(self.stages)
 
     def close(self, reason: str, message: str) -> None:
         """End it here: publisher and viewers are let go. Again is harmless."""
         if not self.closed.done():
             self.closed.set_result(Closed(reason, message))
             self.changed.set(None)
-
-
-def _fits(sound: AccessUnit) -> bool:
-    """Whether it can be written to a PES packet, which every sound can that is one."""
-    fits = len(sound.data) <= SOUND_BYTES
-    if not fits:
-        FRAME_DROPS.labels("sound").inc()
-    return fits
-
-
-def _sound_among(streams: tuple[Codec, ...]) -> Codec | None:
-    return next((codec for codec in streams if codec in AUDIO), None)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Annotated, Any
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
 
+from protos.events.v1 import events_pb2
 from protos.router.v1 import router_pb2
 from services.common.errors import NotFoundError
 from services.ingest.faces.context import CallerOf, CoreOf
-from services.ingest.faces.shapes import iso, session_object
+from services.ingest.faces.shapes import session_object
+from services.ingest.times import iso
 
 router = APIRouter(prefix="/v1", tags=["account"])
+CODECS: Final = "codecs"  # the label by which a runner says what it can encode
+CODEC: Final = re.compile(r"[\w.-]+")
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -121,7 +128,12 @@ async def prices(core: CoreOf) -> dict[str, Any]:
 
 @router.get("/pipelines")
 async def pipelines(core: CoreOf) -> dict[str, Any]:
-    """What can be had, with the schema of its parameters and how many slots are free."""
+    """What can be had: the schema of its parameters, how many slots are free, and on what it runs.
+
+    `warm`: a runner has it loaded, so that a stream starts without a wait. `devices` and `codecs` are what
+    its runners say of themselves.
+    """
+    offers, runners = await asyncio.gather(core.plane.capacity(), core.plane.runners())
     return {
         "data": [
             {
@@ -129,11 +141,24 @@ async def pipelines(core: CoreOf) -> dict[str, Any]:
                 "version": offer.version,
                 "description": offer.description,
                 "params_schema": json.loads(offer.params_schema),
+                "processes_audio": offer.processes_audio,
                 "slots": offer.slots,
                 "free": offer.free,
+                **_places(offer.pipeline, [view.advert for view in runners]),
             }
-            for offer in await core.plane.capacity()
+            for offer in offers
         ]
+    }
+
+
+def _places(pipeline: str, adverts: Sequence[events_pb2.RunnerAdvert]) -> dict[str, Any]:
+    """Where a pipeline runs, over all runners that offer it."""
+    found = [(advert, mine) for advert in adverts for mine in advert.pipelines if mine.name == pipeline]
+    codecs = [CODEC.findall(advert.labels[CODECS]) for advert, _ in found if CODECS in advert.labels]
+    return {
+        "warm": any(mine.warm for _, mine in found),
+        "devices": sorted({advert.gpu_class for advert, _ in found if advert.gpu_class}),
+        "codecs": sorted({codec for named in codecs for codec in named}),
     }
 
 

@@ -1,8 +1,9 @@
 """`/v1/streams/{id}/events`: what happens to a stream, as server-sent events, while the client listens.
 
-`status` (each second while there is a session: as in the stream's status), `applied` (a revision of the
-parameters is in a picture), `data` (what the pipeline says), `ended` (a session, with its reason). It goes on
-over the stream's sessions.
+`status` (each second while there is a session: as in the stream's status), `applied` and `refused` (what
+became of a revision of the parameters), `loading`, `health` and `problem` (how the runner is; who comes late
+hears the newest), `data` (what the pipeline says), `ended` (a session, with its reason). It goes on over the
+stream's sessions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import CallerOf, Core, CoreOf
 from services.ingest.faces.endless import EndlessResponse
 from services.ingest.faces.shapes import session_object
-from services.ingest.steering import media_ms
+from services.ingest.runner_news import standing, told
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 STATUS_S: Final = 1.0
@@ -70,7 +71,7 @@ async def _follow(stream_id: str, core: Core, queue: DropOldest[bytes]) -> None:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(_status(session, core, queue)),
-                group.create_task(_applied(session, queue)),
+                group.create_task(_news(session, queue)),
                 group.create_task(_said(session, queue)),
             ]
             closed = await asyncio.shield(session.closed)
@@ -93,13 +94,16 @@ async def _status(session: BridgeSession, core: Core, queue: DropOldest[bytes]) 
             await asyncio.sleep(STATUS_S)
 
 
-async def _applied(session: BridgeSession, queue: DropOldest[bytes]) -> None:
-    told = session.applied_revision
+async def _news(session: BridgeSession, queue: DropOldest[bytes]) -> None:
+    for state in standing(session.heard):
+        queue.put(_event(*told(state)))
+    known = session.heard.count
     while True:
-        if session.applied_revision > told:
-            told = session.applied_revision
-            queue.put(_event("applied", {"revision": told, "pts_ms": media_ms(session.applied_pts)}))
-        await session.changed.newer_than(session.changed.version)
+        version = session.changed.version
+        for news in session.heard.since(known):
+            queue.put(_event(*told(news)))
+        known = session.heard.count
+        await session.changed.newer_than(version)
 
 
 async def _said(session: BridgeSession, queue: DropOldest[bytes]) -> None:

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from fastapi import Request
@@ -20,7 +19,8 @@ from protos.sessions.v1 import sessions_pb2
 from services.ingest.bridge.identity import ORDERLY
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import Core
-from services.ingest.steering import media_ms
+from services.ingest.runner_news import WHILE_IT_GOES_ON, condition, words
+from services.ingest.times import iso, media_ms
 
 PHASES: Final = {
     sessions_pb2.PHASE_ALLOCATING: "LOADING",
@@ -50,7 +50,7 @@ def stream_object(stream: sessions_pb2.Stream, core: Core, request: Request) -> 
         "is_smoke_test": False,
         "whip_url": f"{base}/whip/{key}",
         "pipeline": stream.pipeline,
-        "params": json.loads(stream.params),
+        "params": complete(json.loads(stream.params), json.loads(stream.params_schema or "{}")),
         "output_rtmp_url": stream.output_rtmp_url or None,
         "publish_url": f"{base}/ts/{key}",
         "rtmp_url": f"{core.rtmp_url(request)}/{key}",
@@ -66,6 +66,22 @@ def stream_object(stream: sessions_pb2.Stream, core: Core, request: Request) -> 
         "session": stream.session or None,
         "last_session": stream.last_session or None,
     }
+
+
+def complete(value: Any, schema: Any) -> Any:
+    """`value` with the defaults that its schema declares, inside of its objects and lists as well.
+
+    Daydream's SDK takes what lacks a key that it knows for something unknown.
+    """
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(value, list):
+        return [complete(item, schema.get("items")) for item in value]
+    if not isinstance(value, dict):
+        return value
+    known = {name: fact for name, fact in schema.get("properties", {}).items() if isinstance(fact, dict)}
+    defaults = {name: fact["default"] for name, fact in known.items() if "default" in fact}
+    return {name: complete(item, known.get(name)) for name, item in {**defaults, **value}.items()}
 
 
 def status_object(
@@ -84,7 +100,7 @@ def status_object(
             "pipeline_id": stream.pipeline,
             "type": "status",
             "pipeline": stream.pipeline,
-            "state": _state(record),
+            "state": _state(record, live),
             "orchestrator_info": {"address": record.runner if record else "", "url": ""},
             "inference_status": _inference_status(stream, record, live),
             "gateway_status": {
@@ -105,13 +121,16 @@ def public_part(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**shown, "gateway_status": {"whep_url": data["gateway_status"]["whep_url"]}}
 
 
-def _state(record: sessions_pb2.Session | None) -> str:
+def _state(record: sessions_pb2.Session | None, live: BridgeSession | None) -> str:
     if record is None:
         return "OFFLINE"
     if record.phase == sessions_pb2.PHASE_ENDED and record.end_reason not in ORDERLY:
         return "ERROR"
     if record.phase == sessions_pb2.PHASE_DEGRADED and record.degraded_by == "input":
         return "DEGRADED_INPUT"
+    loading = live.heard.loading if live is not None else None
+    if record.phase == sessions_pb2.PHASE_LIVE and loading is not None and loading.why != WHILE_IT_GOES_ON:
+        return "LOADING"
     return PHASES[record.phase]
 
 
@@ -119,6 +138,11 @@ def _inference_status(
     stream: sessions_pb2.Stream, record: sessions_pb2.Session | None, live: BridgeSession | None
 ) -> dict[str, Any]:
     report = live.report() if live else None
+    heard = live.heard if live else None
+    problem = heard.problems[-1] if heard and heard.problems else None
+    wrong, wrong_at = _error_of(record), record.ended_unix_ms if record and _error_of(record) else None
+    if wrong is None and problem is not None:
+        wrong, wrong_at = words(problem.problem), problem.unix_ms
     now_ms = time.time_ns() // 1_000_000
     came_ms = now_ms - report.input_age_ms if report and report.input_age_ms >= 0 else None
     went_ms = now_ms - report.output_age_ms if report and report.output_age_ms >= 0 else None
@@ -132,11 +156,11 @@ def _inference_status(
         "output_fps": round(report.fps_out, 2) if report else 0.0,
         "last_input_time": came_ms,
         "last_output_time": went_ms,
-        "restart_count": 0,
-        "last_restart_time": None,
+        "restart_count": heard.restart_count if heard else 0,
+        "last_restart_time": heard.restarted_unix_ms if heard else None,
         "last_restart_logs": None,
-        "last_error": _error_of(record),
-        "last_error_time": record.ended_unix_ms if record and _error_of(record) else None,
+        "last_error": wrong,
+        "last_error_time": wrong_at,
         "stream_id": stream.id,
     }
 
@@ -156,6 +180,7 @@ def session_object(record: sessions_pb2.Session, core: Core) -> dict[str, Any]:
         "phase": sessions_pb2.Phase.Name(record.phase).removeprefix("PHASE_").lower(),
         "end_reason": record.end_reason or None,
         "end_message": record.end_message or None,
+        "degraded_by": record.degraded_by or None,
         "runner": record.runner or None,
         "created_at": iso(record.created_unix_ms),
         "ended_at": iso(record.ended_unix_ms) if record.ended_unix_ms else None,
@@ -182,14 +207,9 @@ def session_object(record: sessions_pb2.Session, core: Core) -> dict[str, Any]:
         "cost_micro": record.micro_per_second * report.delivered_ms // 1000,
         "applied_revision": report.applied_revision,
         "applied_ms": media_ms(report.applied_pts) if report.applied_pts else None,
+        **condition(live.heard),
         "viewers": core.viewing.of(record.stream),
         "rtmp_push": None if push is None else asdict(push),
         "session_ms": report.session_ms,
         "paid_until_ms": report.paid_until_ms,
     }
-
-
-def iso(unix_ms: int) -> str:
-    return (
-        datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )

@@ -18,7 +18,8 @@ from services.ingest.auth import Caller
 from services.ingest.faces.context import CallerOf, Core, CoreOf, caller, knows_nobody
 from services.ingest.faces.shapes import public_part, status_object, stream_object
 from services.ingest.publishing import new_id
-from services.ingest.steering import AT_START, media_ms, media_pts
+from services.ingest.steering import AT_START
+from services.ingest.times import media_ms, media_pts
 from services.ingest.transports.rtmp.target import validate_target
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
@@ -144,7 +145,8 @@ async def _changed(
     applied: dict[str, Any] = {"revision": change.revision, "applies": change.applies, "pts_ms": None}
     session = core.hub.of_stream(stream_id)
     if wait == "applied" and change.applies != AT_START and session is not None:
-        applied["pts_ms"] = media_ms(await core.steering.applied(session, change.revision))
+        shown = await core.steering.applied(session, change)
+        applied |= {"applies": shown.applies, "pts_ms": media_ms(shown.pts)}
     return {**stream_object(change.stream, core, request), "update": applied}
 
 

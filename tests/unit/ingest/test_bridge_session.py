@@ -17,8 +17,9 @@ from services.common.media import h264
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.mpegts import CLOCK_HZ, Codec
 from services.ingest.bridge.identity import Closed
+from services.ingest.bridge.presence import Publisher
 from services.ingest.bridge.rates import Rates
-from services.ingest.bridge.session import BridgeSession, Publisher
+from services.ingest.bridge.session import BridgeSession
 from services.ingest.bridge.stages import STAGES
 from services.ingest.source import demand_h264
 from tests.support.bridge import (

@@ -22,6 +22,7 @@ from services.common.machine_clock import clock_name
 from services.common.media.clock import ORIGIN_TICKS
 from services.ingest import steering
 from services.ingest.app import METHODS
+from services.ingest.bridge.session import BridgeSession
 from services.ingest.bridge.stages import PictureTimes, Stage
 from services.ingest.faces import ts as face
 from tests.support.house import KEYS, STREAM_KEYS, House, housing, seven
@@ -36,6 +37,27 @@ async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
 
 
 # --- create
+
+# As Daydream's documentation has it: nothing of it is ours to understand, for the pipeline's schema judges.
+DIFFUSION = {
+    "model_id": "stabilityai/sd-turbo",
+    "prompt": [["a", 1], ["b", 0.5]],
+    "prompt_interpolation_method": "slerp",
+    "num_inference_steps": 50,
+    "t_index_list": [12, 20, 32],
+    "seed": [[42, 1]],
+    "lora_dict": None,
+    "ip_adapter_style_image_url": None,
+    "controlnets": [
+        {
+            "enabled": True,
+            "model_id": "thibaud/controlnet-sd21-depth-diffusers",
+            "preprocessor": "depth_tensorrt",
+            "preprocessor_params": {},
+            "conditioning_scale": 0.2,
+        }
+    ],
+}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +101,7 @@ async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
             "streamdiffusion",
             {"model_id": "Lykon/dreamshaper-8"},
         ),
+        ({"pipeline": "streamdiffusion", "params": DIFFUSION}, "streamdiffusion", DIFFUSION),
         ({"pipeline": "effects", "somebody_elses": True, "output_rtmp_url": None}, "effects", {}),
         ({"pipeline": "effects", "output_rtmp_url": ""}, "effects", {}),
     ],
@@ -104,6 +127,31 @@ async def test_the_answer_has_every_key_that_the_sdk_wants_present(house: House)
     assert made["play_url"] == f"http://gateway.test:8000/ts/{made['output_playback_id']}"
     assert made["gateway_host"] == "gateway.test"
     assert (made["params"], made["delivery"], made["session"]) == ({"prompt": "neon"}, "live", None)
+
+
+async def test_the_echo_has_every_key_that_the_pipeline_declares_inside_of_lists_and_objects_too(
+    house: House,
+) -> None:
+    net = {
+        "properties": {
+            "model_id": {"type": "string"},
+            "enabled": {"type": "boolean", "default": True},
+            "control_guidance_end": {"type": "number", "default": 1.0},
+        }
+    }
+    schema = {
+        "properties": {"controlnets": {"items": net, "default": []}, "odd": True, "seed": {"default": 7}}
+    }
+    made = await house.stream(
+        params={"controlnets": [{"model_id": "depth", "enabled": False}, 3], "odd": [{}]}
+    )
+    house.plane.known[made["id"]].params_schema = json.dumps(schema)
+    shown = await house.call("GET", f"/v1/streams/{made['id']}")
+    assert shown["params"] == {
+        "controlnets": [{"model_id": "depth", "enabled": False, "control_guidance_end": 1.0}, 3],
+        "odd": [{}],
+        "seed": 7,
+    }
 
 
 async def test_complete_delivery_is_asked_for_by_name(house: House) -> None:
@@ -163,6 +211,7 @@ async def test_a_body_that_no_call_can_mean_is_refused_before_it_is_in_memory(ho
         ({"params": {"prompt": "sketch"}}, "", {"prompt": "sketch"}),
         ({"params": {"prompt": None}}, "", {"prompt": None}),
         ({"prompt": "sketch"}, "", {"prompt": "sketch"}),
+        ({"pipeline": "streamdiffusion", "params": DIFFUSION}, "streamdiffusion", DIFFUSION),
         (
             {"pipeline_id": "pip_SD-turbo", "pipeline_params": {"prompt": "sketch"}},
             "streamdiffusion",
@@ -205,14 +254,55 @@ async def test_who_waits_is_answered_when_the_change_is_in_a_picture(house: Hous
 
 
 async def test_who_waits_is_not_left_waiting(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "WAIT_APPLIED_S", 0.05)
+    monkeypatch.setattr(steering, "WAIT_APPLIED_S", {"live": 0.05})
     made = await house.stream()
     house.live(made["id"])
     answer = await house.client.patch(f"/v1/streams/{made['id']}?wait=applied", json={"prompt": "x"})
     assert answer.status_code == 504
     shown = seven(answer)
     assert shown["code"] == "STREAMS/NOT_APPLIED_YET"
-    assert shown["details"] == {"revision": "2"}
+    assert shown["details"] == {"revision": "2", "applies": "live"}
+
+
+async def test_who_waits_is_told_why_the_change_was_refused_and_of_which_field(house: House) -> None:
+    made = await house.stream()
+    live = house.live(made["id"])
+    house.plane.applies = "reload"
+    waiting = asyncio.ensure_future(
+        house.client.patch(f"/v1/streams/{made['id']}?wait=applied", json={"params": {"lora": "x"}})
+    )
+    await asyncio.sleep(0.05)
+    hear(live, "refused", revision=1, reason="param_refused", message="an older one")
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    hear(
+        live, "refused", revision=2, field="params.lora", reason="param_refused", message="there is no LoRA x"
+    )
+    shown = seven(await waiting)
+    assert (shown["status"], shown["code"]) == (409, "STREAMS/PARAM_REFUSED")
+    assert shown["details"] == {"revision": "2", "field": "params.lora"}
+    assert shown["error"].endswith("the values before it stay: there is no LoRA x")
+
+
+async def test_who_waits_for_a_slow_change_is_not_answered_by_a_quick_one_that_overtook_it(
+    house: House,
+) -> None:
+    made = await house.stream()
+    live = house.live(made["id"])
+    house.plane.applies = "warm"
+    path = f"/v1/streams/{made['id']}?wait=applied"
+    answer = asyncio.ensure_future(house.call("PATCH", path, json={"params": {"style": "b"}}))
+    await asyncio.sleep(0.05)
+    hear(live, "applied", revision=3, pts=ORIGIN_TICKS + 9_000, applies="live")
+    await asyncio.sleep(0.05)
+    assert not answer.done()
+    hear(live, "applied", revision=2, pts=ORIGIN_TICKS + 18_000, applies="warm")
+    assert (await answer)["update"] == {"revision": 2, "applies": "warm", "pts_ms": 200}
+
+
+def hear(session: BridgeSession, kind: str, /, **fields: object) -> None:
+    """The runner says something on `events`."""
+    session._take_event(json.dumps({"type": kind, **fields}).encode())
 
 
 async def test_who_waits_for_a_session_that_ends_is_not_told_that_it_was_applied(house: House) -> None:
@@ -331,6 +421,48 @@ async def test_the_status_shows_what_the_bridge_of_this_pod_sees(house: House) -
     assert shown["created_at"] == "2023-11-14T22:13:20.000Z"
 
 
+async def test_the_status_says_how_the_runner_is_and_what_failed_last(house: House) -> None:
+    made = await house.stream()
+    house.record(made["id"], P.PHASE_LIVE)
+    live = house.live(made["id"])
+    path = f"/v1/streams/{made['id']}/status"
+    nothing = (await house.call("GET", path))["data"]["sluice"]
+    assert (nothing["health"], nothing["loading"], nothing["problem"]) == (None, None, None)
+    hear(live, "health", state="degraded_inference", cause="12 of 30 fps", since_ms=5)
+    hear(live, "problem", **PROBLEM)
+    hear(live, "loading", why="restart", stage="weights", percent=40.9)
+    whole = (await house.call("GET", path))["data"]
+    shown, inference = whole["sluice"], whole["inference_status"]
+    assert (shown["health"]["state"], shown["health"]["cause"]) == ("degraded_inference", "12 of 30 fps")
+    assert shown["loading"] == {"why": "restart", "stage": "weights", "percent": 40}
+    assert shown["problem"].items() >= {"error": "ZeroDivisionError", "pts_ms": 0, "frame": 7}.items()
+    assert whole["state"] == "LOADING"
+    assert inference["last_error"] == "crash: ZeroDivisionError: division by zero"
+    assert inference["restart_count"] == 1
+    assert inference["last_error_time"] == inference["last_restart_time"] > 1_700_000_000_000
+    hear(live, "loading", why="restart", stage="weights", percent=100)
+    after = (await house.call("GET", path))["data"]
+    assert (after["state"], after["sluice"]["loading"]) == ("ONLINE", None)
+
+
+async def test_a_pipeline_that_prepares_beside_its_pictures_is_online(house: House) -> None:
+    made = await house.stream()
+    house.record(made["id"], P.PHASE_LIVE)
+    hear(house.live(made["id"]), "loading", why="warm", stage="LoRA", percent=10)
+    assert (await house.call("GET", f"/v1/streams/{made['id']}/status"))["data"]["state"] == "ONLINE"
+
+
+PROBLEM = {
+    "stage": "process",
+    "kind": "crash",
+    "error": "ZeroDivisionError",
+    "message": "division by zero",
+    "pts": ORIGIN_TICKS,
+    "frame": 7,
+    "action": "restarting",
+}
+
+
 async def test_a_session_record_that_is_gone_leaves_a_stream_offline(house: House) -> None:
     made = await house.stream()
     house.plane.known[made["id"]].last_session = "ses_purged"
@@ -422,6 +554,7 @@ async def test_what_anybody_may_know(house: House) -> None:
     house.client.headers.pop("Authorization")
     (offer,) = (await house.call("GET", "/v1/pipelines"))["data"]
     assert (offer["pipeline"], offer["params_schema"], offer["free"]) == ("effects", {"a": 1}, 1)
+    assert (offer["warm"], offer["devices"], offer["codecs"]) == (True, ["cpu"], ["h264", "vp9"])
     prices = await house.call("GET", "/v1/prices")
     assert (prices["currency"], prices["data"][0]["micro_per_second"]) == ("USD", 1000)
     await house.call("GET", "/v1/runners", 401)

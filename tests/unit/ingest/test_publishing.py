@@ -28,7 +28,7 @@ from services.ingest import source as source_module
 from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.identity import Closed
 from services.ingest.bridge.outbox import Outbox
-from services.ingest.bridge.session import Publisher
+from services.ingest.bridge.presence import Publisher
 from services.ingest.control_plane import ControlPlane
 from services.ingest.publishing import Publishing, end_error, new_id
 from services.ingest.settings import IngestSettings

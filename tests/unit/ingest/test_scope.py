@@ -119,6 +119,19 @@ async def test_what_cannot_be_loaded_is_refused_at_once_and_the_choice_stays(
     assert (await house.call("GET", "/api/v1/pipeline/status"))["pipeline_id"] == "passthrough"
 
 
+async def test_a_pipeline_that_loads_is_said_with_its_stage_until_it_is_done(house: House) -> None:
+    session = await live(house)
+    for percent, why, standing, stage in (
+        (40, "start", "loading", "weights, 40 %"),
+        (100, "start", "loaded", None),
+        (10, "warm", "loaded", None),  # pictures go on meanwhile
+    ):
+        line = {"type": "loading", "why": why, "stage": "weights", "percent": percent}
+        session._take_event(json.dumps(line).encode())
+        status = await house.call("GET", "/api/v1/pipeline/status")
+        assert (status["status"], status["loading_stage"]) == (standing, stage)
+
+
 async def test_failed_sessions_stay_in_the_status_however_often_it_is_read(house: House) -> None:
     await live(house)
     house.record(

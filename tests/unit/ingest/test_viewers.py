@@ -17,8 +17,8 @@ from services.common.frame_drops import FRAME_DROPS
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.mpegts import AccessUnit
 from services.ingest.bridge import taps
+from services.ingest.bridge.presence import Publisher
 from services.ingest.bridge.requests import Bitrate
-from services.ingest.bridge.session import Publisher
 from services.ingest.bridge.taps import Tap
 from services.ingest.seats import Seats
 from tests.support.bridge import FRAME_S, Stage, settled, staged, written

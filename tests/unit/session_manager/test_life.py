@@ -33,7 +33,6 @@ FINISHED, WAITING = bridge_pb2.PUBLISHER_FINISHED, bridge_pb2.PUBLISHER_WAITING
         (Phase.PAUSED, SENDING, 9000, Phase.LIVE),
         # nothing of a report
         (Phase.LIVE, SENDING, 40, Phase.LIVE),
-        (Phase.DEGRADED, SENDING, 40, Phase.DEGRADED),
         (Phase.MIGRATING, SENDING, 40, Phase.MIGRATING),
         (Phase.MIGRATING, SILENT, 40, Phase.MIGRATING),
         (Phase.ENDED, SENDING, 40, Phase.ENDED),
@@ -44,7 +43,33 @@ def test_the_bridges_report_stands_for_a_phase(
     was: Phase, publisher: bridge_pb2.Publisher.ValueType, output_age_ms: int, now: Phase
 ) -> None:
     report = bridge_pb2.BridgeReport(publisher=publisher, output_age_ms=output_age_ms)
-    assert phase_seen(was, report) is now
+    assert phase_seen(was, "", report) == (now, "")
+
+
+@pytest.mark.parametrize(
+    ("was", "health", "now"),
+    [
+        ((Phase.LIVE, ""), "degraded_input", (Phase.DEGRADED, "input")),
+        ((Phase.LIVE, ""), "degraded_inference", (Phase.DEGRADED, "inference")),
+        ((Phase.LIVE, ""), "error", (Phase.DEGRADED, "inference")),
+        ((Phase.DEGRADED, "input"), "degraded_inference", (Phase.DEGRADED, "inference")),
+        ((Phase.DEGRADED, "inference"), "online", (Phase.LIVE, "")),
+        ((Phase.DEGRADED, "inference"), "", (Phase.LIVE, "")),
+        ((Phase.LIVE, ""), "idle", (Phase.LIVE, "")),
+        # while it mends something or prepares something, nothing new is known
+        ((Phase.LIVE, ""), "loading", (Phase.LIVE, "")),
+        ((Phase.DEGRADED, "inference"), "loading", (Phase.DEGRADED, "inference")),
+        # it has not begun yet, or the publisher is away
+        ((Phase.STARTING, ""), "degraded_input", (Phase.LIVE, "")),
+        ((Phase.PAUSED, ""), "degraded_input", (Phase.LIVE, "")),
+        ((Phase.MIGRATING, ""), "error", (Phase.MIGRATING, "")),
+    ],
+)
+def test_a_degraded_session_says_whose_fault_it_is(
+    was: tuple[Phase, str], health: str, now: tuple[Phase, str]
+) -> None:
+    report = bridge_pb2.BridgeReport(publisher=SENDING, output_age_ms=40, health=health)
+    assert phase_seen(*was, report) == now
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.common.errors import ConflictError, InvalidError
 from services.common.json_objects import json_object, merge_patch
 from services.session_manager.machine import (
+    HISTORY_BYTES,
+    MAX_HISTORY,
     MAX_SCHEDULED,
     NEXT,
     Phase,
@@ -23,6 +25,7 @@ from services.session_manager.machine import (
     Stream,
     StreamId,
     difference,
+    whole,
 )
 
 A, B = SessionId("ses_aaaaaaaa"), SessionId("ses_bbbbbbbb")
@@ -161,6 +164,93 @@ def test_a_patch_is_the_streams_next_revision_and_takes_effect_at_once() -> None
     patched = stream().patched({"prompt": "sketch"}, 0)
     assert patched.params == {"prompt": "sketch", "strength": 1.0}
     assert (patched.revision, patched.scheduled) == (2, ())
+
+
+def test_a_degraded_session_names_the_fault_and_a_healthy_one_none() -> None:
+    live = session().to(Phase.STARTING).to(Phase.LIVE)
+    bad = live.seen_in(Phase.DEGRADED, degraded_by="input")
+    assert (bad.phase, bad.degraded_by, bad.revision) == (Phase.DEGRADED, "input", live.revision + 1)
+    worse = bad.seen_in(Phase.DEGRADED, degraded_by="inference")
+    assert (worse.degraded_by, worse.revision) == ("inference", bad.revision + 1)
+    assert worse.seen_in(Phase.DEGRADED, degraded_by="inference") is worse
+    assert worse.to(Phase.PAUSED).degraded_by == ""
+    ended = bad.end(Reason.STOPPED, "", 1)
+    assert ended.seen_in(Phase.LIVE, degraded_by="") is ended
+
+
+def running() -> Stream:
+    """A stream with a session, which a runner may refuse something to."""
+    return stream().claimed_by(SessionId("ses_aaaaaaaa"))
+
+
+def test_a_refused_revision_is_taken_back_as_a_revision_of_its_own() -> None:
+    changed = running().patched({"prompt": "sketch", "seed": 7}, 0)
+    assert changed.without({9}) == changed
+    back = changed.without({2})
+    assert (back.params, back.revision, back.history) == (running().params, 3, ())
+    assert back.without({2}) is not None
+    assert back.without({2}).revision == 3, "once"
+
+
+def test_what_a_later_revision_made_of_it_stays() -> None:
+    changed = running().patched({"prompt": "a", "strength": 0.5}, 0).patched({"prompt": "b"}, 0)
+    back = changed.without({2})
+    assert back.params == {"prompt": "b", "strength": 1.0}
+    assert back.without({3}).params == running().params, "and leads back to before both"
+    assert changed.without({2, 3}).params == running().params
+
+
+def test_what_was_scheduled_and_is_refused_does_not_come() -> None:
+    waiting = running().patched({"prompt": "sketch"}, 180_000)
+    assert waiting.without({2}).past(180_000).params == running().params
+    shown = waiting.past(180_000)
+    assert shown.params["prompt"] == "sketch"
+    assert shown.without({2}).params == running().params
+
+
+def test_without_a_session_there_is_nothing_to_take_back() -> None:
+    assert stream().patched({"prompt": "sketch"}, 0).history == ()
+    changed = running().patched({"prompt": "sketch"}, 0)
+    assert changed.released_by(SessionId("ses_aaaaaaaa")).history == ()
+
+
+def test_only_so_much_is_kept_to_be_taken_back() -> None:
+    many = running()
+    for number in range(2 * MAX_HISTORY):
+        many = many.patched({"seed": number}, 0)
+    assert [one.revision for one in many.history] == list(range(2 + MAX_HISTORY, 2 + 2 * MAX_HISTORY))
+    large = running()
+    for letter in "abcde":
+        large = large.patched({"prompt": letter * (HISTORY_BYTES // 3)}, 0)
+    assert [one.revision for one in large.history] == [5, 6]
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+CHANGES = st.lists(st.dictionaries(NAMES, st.integers(0, 3), min_size=1), min_size=1, max_size=8)
+
+
+@given(CHANGES, st.data())
+def test_without_the_refused_ones_it_is_as_if_they_had_never_been(
+    changes: list[dict[str, int]], data: st.DataObject
+) -> None:
+    revisions = st.integers(2, 1 + len(changes))
+    refused = data.draw(st.lists(revisions, unique=True))
+    bare = replace(running(), params={})
+    changed, wanted = bare, bare
+    for revision, patch in enumerate(changes, start=2):
+        changed = changed.patched(patch, 0)
+        wanted = wanted if revision in refused else wanted.patched(patch, 0)
+    for revision in data.draw(st.permutations(refused)):
+        changed = changed.without({revision})
+    assert changed.params == wanted.params
+
+
+def test_a_value_takes_the_place_of_all_of_what_was_there() -> None:
+    params = {"loras": {"a": 1, "b": {"c": 1, "d": 2}}, "seed": 1}
+    patch = whole({"loras": {"b": {"d": 3}, "e": 4}, "seed": 2}, params)
+    assert merge_patch(params, patch) == {"loras": {"b": {"d": 3}, "e": 4}, "seed": 2}
+    assert whole({"loras": {}}, {}) == {"loras": {}}
+    assert merge_patch(params, whole({"loras": {}}, params)) == {"loras": {}, "seed": 1}
 
 
 def test_a_scheduled_patch_leaves_the_parameters_until_its_picture() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from protos.sessions.v1 import sessions_pb2 as pb
 from services.session_manager.machine import (
+    Before,
     Delivery,
     Latency,
     Phase,
@@ -85,6 +86,7 @@ STREAMS = st.builds(
     author=TEXT,
     deleted=st.booleans(),
     scheduled=st.lists(st.builds(Scheduled, COUNT, PARAMS, COUNT), max_size=3).map(tuple),
+    history=st.lists(st.builds(Before, COUNT, PARAMS, st.lists(TEXT).map(tuple)), max_size=3).map(tuple),
 )
 
 

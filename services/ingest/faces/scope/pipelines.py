@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from protos.router.v1 import router_pb2
+from protos.sessions.v1 import sessions_pb2
 from services.common.errors import InvalidError
 from services.ingest.bridge.identity import ORDERLY
-from services.ingest.faces.context import CallerOf, CoreOf
+from services.ingest.faces.context import CallerOf, Core, CoreOf
 from services.ingest.faces.scope.answers import Detail, ScopeRoute
 from services.ingest.faces.scope.possessions import Possessions
-from services.ingest.faces.shapes import iso
+from services.ingest.runner_news import WHILE_IT_GOES_ON
+from services.ingest.times import iso
 from services.ingest.transports.webrtc import parameters
 
 router = APIRouter(prefix="/api/v1", route_class=ScopeRoute, default_response_class=Detail)
@@ -77,19 +80,24 @@ async def load(body: Load, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
 
 @router.get("/pipeline/status", response_model=None)
 async def status(caller: CallerOf, core: CoreOf) -> dict[str, Any]:
-    """What the next session runs, and how the tenant's last sessions failed; reading it clears nothing."""
+    """What the next session runs, what the newest one loads, and how the tenant's last sessions failed.
+
+    Reading it clears nothing.
+    """
     mine = Possessions(core.plane, caller)
     record = await mine.loaded()
     offers = {offer.pipeline: offer for offer in await core.plane.capacity()}
     pipeline = record.pipeline if record else core.settings.default_pipeline
     offer = offers.get(pipeline)
+    stage = _loading_stage(await mine.live(), core)
+    standing = "loaded" if offer else "not_loaded"
     return {
-        "status": "loaded" if offer else "not_loaded",
+        "status": "loading" if stage else standing,
         "pipeline_id": pipeline if offer or record else None,
         "load_params": json.loads(record.params) if record else None,
         "loaded_lora_adapters": None,
         "error": None,
-        "loading_stage": None if offer else "no runner offers it now",
+        "loading_stage": stage or (None if offer else "no runner offers it now"),
         "produces_video": True,
         "produces_audio": bool(offer and offer.processes_audio),
         "free_slots": offer.free if offer else 0,
@@ -97,7 +105,17 @@ async def status(caller: CallerOf, core: CoreOf) -> dict[str, Any]:
     }
 
 
-async def _failures(caller: CallerOf, core: CoreOf) -> list[dict[str, Any]]:
+def _loading_stage(live: Sequence[sessions_pb2.Stream], core: Core) -> str | None:
+    """What the newest session whose pipeline loads is at, if its media passes this process."""
+    for stream in live:
+        session = core.hub.of_stream(stream.id)
+        loading = session.heard.loading if session is not None else None
+        if loading is not None and loading.why != WHILE_IT_GOES_ON:
+            return f"{loading.stage}, {loading.percent} %"
+    return None
+
+
+async def _failures(caller: CallerOf, core: Core) -> list[dict[str, Any]]:
     found = await core.plane.sessions(caller.tenant, SESSIONS, ended=True)
     failed = [record for record in found if record.end_reason and record.end_reason not in ORDERLY]
     return [

@@ -16,17 +16,22 @@ from prometheus_client import Counter
 
 from protos.sessions.v1 import sessions_pb2
 from services.common.errors import ConflictError, DeniedError, InvalidError, RateLimitedError, SluiceError
-from services.common.json_objects import json_object, merge_patch
+from services.common.json_objects import json_object
 from services.common.lifecycle import Bulkhead
 from services.common.param_schema import validate, with_defaults
 from services.common.telemetry import report_bug
 from services.common.trickle.protocol import CURRENT
+from services.ingest.allowance import Allowance
+from services.ingest.bridge.events import Applied, Health, Loading, Refused
+from services.ingest.bridge.heard import News
 from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.identity import ORDERLY, Closed
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.control_plane import ControlPlane
+from services.ingest.runner_news import standing, told
 from services.ingest.settings import IngestSettings
-from services.ingest.steering import Steering, media_ms, media_pts
+from services.ingest.steering import Steering
+from services.ingest.times import media_ms, media_pts
 from services.ingest.transports.webrtc import messages, parameters
 from services.ingest.transports.webrtc.channels import Channel
 from services.ingest.transports.webrtc.messages import MessageId, Subscribe, Update
@@ -58,7 +63,7 @@ class Wish:
         """Both as one. The answers without an id are one answer."""
         named = dict.fromkeys((*self.messages, *other.messages))
         both = dict.fromkeys((*self.ignored, *other.ignored))
-        patch = messages.together(self.patch, other.patch)
+        patch = {**self.patch, **other.patch}
         return replace(self, messages=tuple(named), patch=patch, ignored=tuple(both))
 
 
@@ -114,16 +119,18 @@ class Conversation:
         self._tenant = tenant
         self._may_steer = may_steer
         self._now_s = asyncio.get_running_loop().time
-        self._allowance = messages.Allowance(house.settings.data_channel_messages_per_s, self._now_s())
+        self._allowance = Allowance(house.settings.data_channel_messages_per_s, self._now_s())
         self._complained_at_s = -COMPLAIN_S
         self._closed = asyncio.Event()
         self._waiting: deque[tuple[MessageId | None, Update | ScopeParameters]] = deque()
         self._something = asyncio.Event()
         self._in_turn = asyncio.Lock()  # what is read of the record is not to overtake what was changed
         self._accepted: deque[Accepted] = deque()
+        self._refused: deque[int] = deque(maxlen=UNANSWERED)  # revisions of whose refusal the client was told
         self._paused: bool | None = None  # as this client wants it
         self._wants_status = False
         self._wants_data = True
+        self._wants_events = True
         self._record: sessions_pb2.Stream | None = None
         self._schema: dict[str, Any] = {}
         self._params: dict[str, Any] = {}
@@ -179,12 +186,15 @@ class Conversation:
             self._wants_status = message.status
         if message.data is not None:
             self._wants_data = message.data
+        if message.events is not None:
+            self._wants_events = message.events
         self._say(
             messages.said(
                 "subscribed",
                 answers_to,
                 status=self._wants_status,
                 data=self._wants_data,
+                events=self._wants_events,
                 ignored=messages.strange(message),
             )
         )
@@ -244,10 +254,9 @@ class Conversation:
 
     def _checked(self, params: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters as they will be. Raises InvalidError: a mistake is not to spoil others' changes."""
-        merged = merge_patch(params, patch)
-        assert isinstance(merged, dict)
-        validate(with_defaults(merged, self._schema), self._schema)
-        return merged
+        changed = {name: value for name, value in {**params, **patch}.items() if value is not None}
+        validate(with_defaults(changed, self._schema), self._schema)
+        return changed
 
     async def _change(self, wish: Wish) -> None:
         if not wish.patch:
@@ -312,7 +321,10 @@ class Conversation:
             if self._paused is not None:
                 session.pause(self._paused)
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._tell_data(session), name="data")]
+                tasks = [
+                    group.create_task(self._tell_data(session), name="data"),
+                    group.create_task(self._tell_news(session), name="news"),
+                ]
                 if self._may_steer:  # a prompt may be a secret of who wrote it
                     tasks.append(group.create_task(self._tell_changes(session), name="changes"))
                 closed = await asyncio.shield(session.closed)
@@ -330,22 +342,27 @@ class Conversation:
         while True:
             version = session.changed.version
             self._tell_applied(session)
-            if session.applied_revision > self._revision:
-                await self._learn(unless_at=session.applied_revision)
+            if session.heard.applied_revision > self._revision:
+                await self._learn(unless_at=session.heard.applied_revision)
             await session.changed.newer_than(version)
 
     def _tell_applied(self, session: BridgeSession) -> None:
-        """Answer for every accepted change that the newest picture has."""
+        """Answer for every accepted change that the newest picture has, or that no picture will have."""
         still: deque[Accepted] = deque()
         for accepted in self._accepted:
             wish = accepted.wish
             at_pts = 0 if wish.apply_at_ms is None else media_pts(wish.apply_at_ms)
-            if session.applied_revision < accepted.revision or session.out_pts < at_pts:
+            refused = session.heard.refusal(accepted.revision)
+            applied = session.heard.shown(accepted.revision, accepted.applies)
+            if refused is not None:
+                self._tell_refused(refused, wish.messages)
+                continue
+            if applied is None or session.out_pts < at_pts:
                 still.append(accepted)
                 continue
             if at_pts:
                 self._params = {**self._params, **wish.patch}
-            pts = max(at_pts, session.applied_pts)
+            pts = max(at_pts, applied.pts)
             for answers_to in wish.messages:
                 self._say(
                     messages.said(
@@ -353,11 +370,40 @@ class Conversation:
                         answers_to,
                         revision=accepted.revision,
                         pts_ms=media_ms(pts),
-                        applies=accepted.applies,
+                        applies=applied.applies,
                         ignored=wish.ignored,
                     )
                 )
         self._accepted = still
+
+    def _tell_refused(self, refused: Refused, answers_to: Iterable[MessageId | None]) -> None:
+        for message in answers_to:
+            self._say(messages.said("parameters_refused", message, **told(refused)[1]))
+        self._refused.append(refused.revision)
+
+    async def _tell_news(self, session: BridgeSession) -> None:
+        """How the runner is; to who may steer also what went wrong, which may quote what was prompted."""
+        for state in standing(session.heard):
+            self._tell(state)
+        known = session.heard.count
+        while True:
+            version = session.changed.version
+            for news in session.heard.since(known):
+                self._tell(news)
+            known = session.heard.count
+            await session.changed.newer_than(version)
+
+    def _tell(self, news: News) -> None:
+        if isinstance(news, Refused):
+            answered = news.revision in self._refused
+            waited_for = any(one.revision == news.revision for one in self._accepted)
+            if self._may_steer and not answered and not waited_for:
+                self._tell_refused(news, (None,))  # it was in a picture before, or is somebody else's
+        elif not self._wants_events or isinstance(news, Applied):
+            return
+        elif self._may_steer or isinstance(news, Loading | Health):
+            kind, fields = told(news)
+            self._say(messages.said(kind, **fields))
 
     async def _learn(self, unless_at: int | None = None) -> bool:
         """Read the stream's record, and tell what others changed. False: it cannot be read now."""

@@ -5,9 +5,9 @@ A client sends Scope's parameters (`parameters.py`) or, with a `type`, what is o
     {"type": "update", "id": "7", "params": {"prompt": "neon"}, "apply_at_ms": 2000}
     {"type": "subscribe", "status": true, "data": true}
 
-It hears `parameters_accepted` at once and `parameters_applied` when a picture has the change;
-`parameters_updated` when somebody else changed something; `stream_stopped`, `data`, `status`, `subscribed`
-and `error`. Pure.
+It hears `parameters_accepted` at once, then `parameters_applied` when a picture has the change or
+`parameters_refused` when none will; `parameters_updated` when somebody else changed something; `loading`,
+`health` and `problem` of the runner; `stream_stopped`, `data`, `status`, `subscribed` and `error`. Pure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TYPES: Final = ("update", "subscribe")
 
 
 class Update(BaseModel):
-    """A merge patch of the pipeline's own parameters; `apply_at_ms` is media time, 0 the first picture."""
+    """Some of the pipeline's own parameters; `apply_at_ms` is media time, 0 the first picture."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
@@ -38,12 +38,13 @@ class Update(BaseModel):
 
 
 class Subscribe(BaseModel):
-    """What is to be told unasked: `status` once a second, `data` as the pipeline says it."""
+    """What is to be told unasked: `status` once a second, `data` as the pipeline says it, `events` of it."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
     status: bool | None = None
     data: bool | None = None
+    events: bool | None = None
 
 
 Message: TypeAlias = Update | Subscribe | ScopeParameters
@@ -100,34 +101,7 @@ def strange(message: Update | Subscribe) -> tuple[str, ...]:
     return tuple(message.model_extra or ())
 
 
-class Allowance:
-    """So many messages a second, and as many at once; the time is passed in."""
-
-    def __init__(self, per_second: float, now_s: float) -> None:
-        self._per_second = per_second
-        self._left = per_second
-        self._at_s = now_s
-
-    def take(self, now_s: float) -> bool:
-        self._left = min(self._per_second, self._left + (now_s - self._at_s) * self._per_second)
-        self._at_s = now_s
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
-def together(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """One merge patch that does what `first` and then `second` would do."""
-    both = dict(first)
-    for name, value in second.items():
-        before = both.get(name)
-        nested = isinstance(value, Mapping) and isinstance(before, Mapping)
-        both[name] = together(before, value) if nested else value  # type: ignore[arg-type]
-    return both
-
-
-def said(kind: str, message: MessageId | None = None, **fields: Any) -> str:
+def said(kind: str, message: MessageId | None = None, /, **fields: Any) -> str:
     """A message to the client; `id` is of the one that it answers."""
     return json.dumps({"type": kind, **({} if message is None else {"id": message}), **fields})
 

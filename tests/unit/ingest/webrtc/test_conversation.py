@@ -15,6 +15,7 @@ from protos.sessions.v1 import sessions_pb2
 from services.common.errors import InvalidError, UnavailableError
 from services.common.media.clock import ORIGIN_TICKS
 from services.inference.engine.pipelines.effects import Effects
+from services.ingest.bridge.events import Applied
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.transports.webrtc.channels import Channel
 from services.ingest.transports.webrtc.conversation import UNANSWERED, WAITING, Conversations
@@ -95,7 +96,7 @@ class Place:
 
 def apply(session: BridgeSession, revision: int, pts: int = ORIGIN_TICKS) -> None:
     """A picture has `revision`."""
-    session.applied_revision, session.applied_pts = revision, pts
+    session.heard.take(Applied(revision, pts), 0.0)
     session.out_pts = max(session.out_pts, pts)
     session.changed.set(None)
 
@@ -380,7 +381,7 @@ async def test_status_is_told_each_second_to_who_asked_for_it(place: Place) -> N
     assert line.heard == []
     line.say({"type": "subscribe", "id": 1, "status": True, "data": False})
     assert line.heard == [
-        {"type": "subscribed", "id": 1, "status": True, "data": False, "ignored": []},
+        {"type": "subscribed", "id": 1, "status": True, "data": False, "events": True, "ignored": []},
     ]
     await asyncio.sleep(3.5)
     assert len(line.of("status")) in {3, 4}
@@ -414,3 +415,93 @@ async def test_a_change_that_only_the_session_manager_sees_as_wrong_is_an_error_
     line.say({"id": 2, "type": "update", "params": {"seed": 2}})
     await line.next("error", 2)
     assert [(one["id"], one["field"]) for one in line.of("error")] == [(1, "params.seed"), (2, "params.seed")]
+
+
+# --- what the runner says
+
+
+def hear(session: BridgeSession, kind: str, /, **fields: object) -> None:
+    session._take_event(json.dumps({"type": kind, **fields}).encode())
+
+
+REFUSAL = {"revision": 2, "field": "params.strength", "reason": "param_refused", "message": "too much"}
+
+
+async def test_a_change_that_the_runner_refuses_is_answered_as_refused_once(place: Place) -> None:
+    session = place.house.live(STREAM)
+    line = await place.call()
+    line.say({"id": 7, "type": "update", "params": {"strength": 0.5}})
+    await line.next("parameters_accepted")
+    hear(session, "refused", **REFUSAL)
+    assert await line.next("parameters_refused") == {"type": "parameters_refused", "id": 7, **REFUSAL}
+    apply(session, 3)
+    await asyncio.sleep(1)
+    assert len(line.of("parameters_refused")) == 1
+    assert not line.of("parameters_applied")
+
+
+async def test_a_change_that_is_taken_back_after_it_was_in_a_picture_is_told_as_well(place: Place) -> None:
+    session = place.house.live(STREAM)
+    line = await place.call()
+    line.say({"id": 7, "type": "update", "params": {"strength": 0.5}})
+    await line.next("parameters_accepted")
+    apply(session, 2)
+    await line.next("parameters_applied")
+    hear(session, "refused", **{**REFUSAL, "reason": "poisoned_param"})
+    refused = await line.next("parameters_refused")
+    assert (refused["revision"], refused["reason"]) == (2, "poisoned_param")
+    assert "id" not in refused
+
+
+async def test_a_change_says_how_it_really_took_effect(place: Place) -> None:
+    session = place.house.live(STREAM)
+    place.plane.applies = "warm"
+    line = await place.call()
+    line.say({"id": 7, "type": "update", "params": {"strength": 0.5}})
+    assert (await line.next("parameters_accepted"))["applies"] == "warm"
+    hear(session, "applied", revision=3, pts=ORIGIN_TICKS, applies="live")
+    await asyncio.sleep(1)
+    assert not line.of("parameters_applied"), "a quick change has overtaken it"
+    hear(session, "applied", revision=2, pts=ORIGIN_TICKS + 9_000, applies="reload")
+    applied = await line.next("parameters_applied")
+    assert (applied["applies"], applied["pts_ms"]) == ("reload", 100)
+
+
+PROBLEM = {
+    "stage": "process",
+    "kind": "pipeline_error",
+    "error": "ValueError",
+    "message": "a secret prompt",
+    "action": "held",
+}
+
+
+async def test_who_steers_hears_how_the_runner_is_and_who_watches_not_what_went_wrong(place: Place) -> None:
+    session = place.house.live(STREAM)
+    hear(session, "loading", why="start", stage="weights", percent=40)
+    owner, viewer = await place.call(), await place.call(may_steer=False)
+    for line in (owner, viewer):
+        assert await line.next("loading") == {
+            "type": "loading",
+            "why": "start",
+            "stage": "weights",
+            "percent": 40,
+        }
+    hear(session, "health", state="online", cause="", since_ms=1)
+    hear(session, "problem", **PROBLEM, pts=ORIGIN_TICKS + 900, frame=3)
+    assert (await owner.next("problem")).items() >= {**PROBLEM, "pts_ms": 10, "frame": 3}.items()
+    for line in (owner, viewer):
+        assert (await line.next("health"))["state"] == "online"
+    hear(session, "refused", **REFUSAL)
+    await owner.next("parameters_refused")
+    assert not viewer.of("problem") + viewer.of("parameters_refused")
+
+
+async def test_who_does_not_want_the_runners_news_gets_only_answers(place: Place) -> None:
+    session = place.house.live(STREAM)
+    line = await place.call()
+    line.say({"type": "subscribe", "events": False})
+    hear(session, "problem", **PROBLEM)
+    hear(session, "refused", **REFUSAL)
+    await line.next("parameters_refused")
+    assert not line.of("problem")

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidError, SluiceError, TooLargeError
-from services.common.json_objects import merge_patch
+from services.ingest.allowance import Allowance
 from services.ingest.transports.webrtc import messages
-from services.ingest.transports.webrtc.messages import Allowance, Subscribe, Update
+from services.ingest.transports.webrtc.messages import Subscribe, Update
 from services.ingest.transports.webrtc.parameters import ScopeParameters, steering
 
 MOST = 4096
@@ -103,19 +103,6 @@ def test_strange_keys_of_ours_are_named() -> None:
     message = understood('{"type": "update", "params": {}, "at": 5}')
     assert isinstance(message, Update)
     assert messages.strange(message) == ("at",)
-
-
-FLAT = st.dictionaries(
-    st.sampled_from("abc"), st.none() | st.integers(0, 3) | st.lists(st.integers(), max_size=2)
-)
-
-
-@given(FLAT, FLAT, FLAT)
-def test_two_patches_together_do_what_they_do_one_after_the_other(
-    target: dict[str, Any], first: dict[str, Any], second: dict[str, Any]
-) -> None:
-    one_by_one = merge_patch(merge_patch(target, first), second)
-    assert merge_patch(target, messages.together(first, second)) == one_by_one
 
 
 @given(st.integers(1, 100), st.lists(st.floats(0, 2), max_size=300))
