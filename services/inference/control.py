@@ -18,7 +18,7 @@ from prometheus_client import Counter
 from services.common.errors import InvalidError, SluiceError
 from services.common.trickle.subscriber import ReceivedSegment, Subscriber
 from services.inference.settings import InferenceSettings
-from services.inference.supervisor import Line
+from services.inference.steering import BITRATE, Steering
 
 log = structlog.get_logger()
 
@@ -29,7 +29,6 @@ CLAMPED: Final = Counter(
 LONGEST_BYTES: Final = 64 * 1024
 RETRY_S: Final = 0.5
 KEYFRAME: Final = "keyframe"
-BITRATE: Final = "bitrate"
 
 
 class Control:
@@ -40,32 +39,32 @@ class Control:
         self._lowest = settings.min_video_kbps * 1000
         self._highest = settings.max_video_kbps * 1000
 
-    async def run(self, http: ClientSession, line: Line) -> None:
+    async def run(self, http: ClientSession, steering: Steering) -> None:
         """Do what is asked for, also before we came: a loop for `background`."""
         async with Subscriber(http, self._url, start=0) as subscriber:
             while True:
                 try:
                     async for segment in subscriber:
-                        await self._obey(await _text(segment), line)
+                        await self._obey(await _text(segment), steering)
                     break
                 except SluiceError as error:
                     log.warning("control cannot be read", error=error.message)
                     await asyncio.sleep(RETRY_S)
         await asyncio.Event().wait()  # its end is not the session's
 
-    async def _obey(self, text: bytes, line: Line) -> None:
+    async def _obey(self, text: bytes, steering: Steering) -> None:
         try:
             kind, bit_rate = parse(text)
         except InvalidError:
             IGNORED.inc()
             return
         if kind == KEYFRAME:
-            await line.say(KEYFRAME)
+            await steering.say(KEYFRAME)
             return
         if bit_rate is not None and not self._lowest <= bit_rate <= self._highest:
             CLAMPED.inc()
             bit_rate = min(max(bit_rate, self._lowest), self._highest)
-        await line.say(BITRATE, bits_per_second=bit_rate)
+        await steering.say(BITRATE, bits_per_second=bit_rate)
 
 
 def parse(text: bytes) -> tuple[str, int | None]:

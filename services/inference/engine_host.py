@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from services.common.latest import Latest
 from services.inference.assignment import Assignment
+from services.inference.bypass import Bypass
 from services.inference.hosting import Offer
 from services.inference.session import Session, Voices
 from services.inference.settings import InferenceSettings
@@ -27,3 +28,7 @@ class EngineHost:
 
     def session(self, of: Assignment) -> Session:
         return Session(of, self.supervisor, self._settings, Voices.at_bridge(of, self._settings))
+
+    def session_for(self, of: Assignment, voices: Voices, bypass: Bypass) -> Session:
+        """One for somebody who has another way to speak to it, and wants the sound in its output."""
+        return Session(of, self.supervisor, self._settings, voices, bypass)

@@ -14,9 +14,9 @@ from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Muxer
 from services.common.trickle.protocol import ChannelClosedError
 from services.common.trickle.publisher import Publisher
 from services.inference.intake import SOUNDS, Intake
+from services.inference.line import SessionFailedError
 from services.inference.outage import Outage
 from services.inference.packets import Media, Sound
-from services.inference.supervisor import SessionFailedError
 
 log = structlog.get_logger()
 

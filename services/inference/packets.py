@@ -26,9 +26,11 @@ PIPE_BYTES: Final = Counter(
 MEDIA: Final = 1
 MESSAGE: Final = 2
 SOUND: Final = 3
+SNAPSHOT: Final = 4
 LENGTH: Final = struct.Struct(">I")
 MEDIA_HEADER: Final = struct.Struct(">Hqq?")
 SOUND_HEADER: Final = struct.Struct(">HBq")
+SNAPSHOT_HEADER: Final = struct.Struct(">H")
 SOUND_CODECS: Final = (Codec.AAC, Codec.OPUS)  # a codec's number on the pipe is its place
 MAX_FRAME_BYTES: Final = 16 << 20  # a key frame of 4K at a silly bitrate; above it is garbage
 READ_BYTES: Final = 64 * 1024
@@ -56,6 +58,14 @@ class Sound:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the pipeline in a slot remembers of its stream."""
+
+    slot: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """Anything but media: a `type`, the slot that it is about (-1: the engine itself) and fields of JSON."""
 
@@ -64,7 +74,7 @@ class Message:
     fields: Mapping[str, Any]
 
 
-Packet: TypeAlias = Media | Sound | Message
+Packet: TypeAlias = Media | Sound | Snapshot | Message
 
 
 def encode(packet: Packet) -> bytes:
@@ -75,6 +85,8 @@ def encode(packet: Packet) -> bytes:
     if isinstance(packet, Sound):
         codec = SOUND_CODECS.index(packet.codec)
         return _framed(SOUND, SOUND_HEADER.pack(packet.slot, codec, packet.pts), packet.data)
+    if isinstance(packet, Snapshot):
+        return _framed(SNAPSHOT, SNAPSHOT_HEADER.pack(packet.slot), packet.data)
     body = json.dumps({"type": packet.type, "slot": packet.slot, "fields": packet.fields}).encode()
     return _framed(MESSAGE, b"", body)
 
@@ -119,6 +131,11 @@ def _decode(frame: bytes) -> Packet:
             raise InvalidError("a packet of sound without its header")
         slot, codec, pts = SOUND_HEADER.unpack_from(body)
         return Sound(slot, SOUND_CODECS[codec], pts, body[SOUND_HEADER.size :])
+    if kind == SNAPSHOT:
+        if len(body) < SNAPSHOT_HEADER.size:
+            raise InvalidError("a snapshot without its header")
+        (slot,) = SNAPSHOT_HEADER.unpack_from(body)
+        return Snapshot(slot, body[SNAPSHOT_HEADER.size :])
     if kind != MESSAGE:
         raise InvalidError("a packet of an unknown kind", kind=kind)
     try:

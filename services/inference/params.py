@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from bisect import insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -80,24 +80,53 @@ class Fold:
                 params, revision = _merged(params, patch), max(revision, patch.revision)
         return params, revision
 
-    def applied_at(self, pts: int) -> tuple[Fold, tuple[int, ...]]:
-        """The fold after a frame at `pts`, and the revisions that this frame is the first to show."""
-        fresh = tuple(
-            patch.revision for patch in self.patches if patch.revision not in self.shown and patch.due(pts)
-        )
-        if not fresh:
-            return self, ()
-        fold = replace(self, shown={**self.shown, **dict.fromkeys(fresh, pts)})
-        above = [patch.revision for patch in self.patches if patch.revision > self.revision]
-        complete = above == list(range(self.revision + 1, self.revision + 1 + len(above)))
-        if complete and all(patch.revision in fold.shown for patch in self.patches):
-            return fold.settled(fold.in_order_of_effect(pts)), fresh  # nothing can come in between any more
-        return fold, fresh
+    def due(self, pts: int) -> tuple[Patch, ...]:
+        """What no frame has shown yet, and one at `pts` may."""
+        return tuple(patch for patch in self.patches if patch.revision not in self.shown and patch.due(pts))
+
+    def with_only(self, revisions: Collection[int], pts: int) -> Mapping[str, Any]:
+        """The parameters for a frame at `pts` if, of what was not shown yet, it shows just `revisions`."""
+        params = self.params
+        for patch in self.in_order_of_effect(pts):
+            if patch.revision in self.shown or patch.revision in revisions:
+                params = _merged(params, patch)
+        return params
+
+    def show(self, revisions: Iterable[int], pts: int) -> Fold:
+        """The fold after a frame at `pts` that was the first to show `revisions`."""
+        fresh = {one: pts for one in revisions if one not in self.shown and self._patch(one) is not None}
+        return replace(self, shown={**self.shown, **fresh}) if fresh else self
+
+    def refuse(self, revision: int) -> Fold:
+        """The fold without what `revision` said, though it was shown; a part of the base stays."""
+        refused = self._patch(revision)
+        if refused is None:
+            return self
+        patches = tuple(replace(one, patch={}) if one is refused else one for one in self.patches)
+        at = self.shown.get(revision, max(refused.apply_at_pts, 0))
+        return replace(self, patches=patches, shown={**self.shown, revision: at})
+
+    def settle(self, keep: Collection[int] = ()) -> Fold:
+        """Make those part of the base that were shown, and that nothing can come before; not `keep`."""
+        known = {patch.revision for patch in self.patches}
+        complete = self.revision
+        while complete + 1 in known:
+            complete += 1
+        settled: list[Patch] = []
+        for patch in self.in_order_of_effect(sys.maxsize):
+            one = patch.revision
+            if one not in self.shown or one in keep or one > complete:
+                break
+            settled.append(patch)
+        return self.settled(settled) if settled else self
 
     def outcomes(self) -> Iterator[Mapping[str, Any]]:
         """Every set of parameters that will be in effect at some time if nothing else arrives."""
         for pts in sorted({0, *(patch.apply_at_pts for patch in self.patches)}):
             yield self.effective(pts)[0]
+
+    def _patch(self, revision: int) -> Patch | None:
+        return next((patch for patch in self.patches if patch.revision == revision), None)
 
     def in_order_of_effect(self, pts: int) -> list[Patch]:
         """The patches in the order in which they take effect, for a frame at `pts`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Final
@@ -29,10 +30,19 @@ LEAVE_WITHIN_S: Final = 1.0
 class Presence:
     """What this runner says of itself. The boot id is new with every process."""
 
-    def __init__(self, settings: InferenceSettings, host: Host, slots: Slots, name: str) -> None:
+    def __init__(
+        self,
+        settings: InferenceSettings,
+        host: Host,
+        slots: Slots,
+        name: str,
+        found: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """`found`: labels that nobody has to set; what an operator says goes before them."""
         self.address = settings.address or settings.listen
         self._settings = settings
         self._host = host
+        self._found = found
         self._slots = slots
         self._name = name
         self._boot_id = uuid.uuid4().hex
@@ -62,7 +72,7 @@ class Presence:
             pipelines=offers,
             region=settings.region,
             gpu_class=settings.gpu_class,
-            labels=settings.labels,
+            labels={**self._found(), **settings.labels},
             version=version("sluice"),
         )
 
@@ -91,7 +101,7 @@ class Presence:
                     await self._slots.changed.newer_than(version)
 
     async def advertise(self, bus: Bus) -> None:
-        """Write the advert when the engine is ready, and again when NATS came back: for `background`."""
+        """Write the advert when there are offers, and again when there is news: a loop for `background`."""
         while not self._host.ready:
             await self._host.offers.newer_than(self._host.offers.version)
         while True:
@@ -104,7 +114,23 @@ class Presence:
                 log.warning("the advert waits", error=error.message)
                 await asyncio.sleep(RETRY_S)
                 continue
-            await bus.generation.newer_than(generation)
+            await self._news(bus, generation)
+
+    async def _news(self, bus: Bus, generation: int) -> None:
+        """Wait until NATS came back, or something else is offered: a pipeline may load no more."""
+        async with asyncio.TaskGroup() as group:
+            waits = [
+                group.create_task(bus.generation.newer_than(generation)),
+                group.create_task(self._other_offers()),
+            ]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+    async def _other_offers(self) -> None:
+        offers = self._host.offers
+        while offers.value in ((), self._known):
+            await offers.newer_than(offers.version)
 
     async def leave(self, bus: Bus) -> None:
         """Take the advert back, if NATS can be reached: without it nobody asks this runner any more."""

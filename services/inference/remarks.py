@@ -30,10 +30,11 @@ BATCH_S: Final = 0.05  # a segment is a request, and the bridge's ring is 64 of 
 
 
 class RemarkWriter:
-    """`run` writes what `put` leaves."""
+    """`run` writes what `put` leaves, at most each `every_s`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, every_s: float = BATCH_S) -> None:
         self._url = url
+        self._every_s = every_s
         self._waiting: deque[bytes] = deque()
         self._refused: dict[str, int] = {}  # what the counter has seen
         self._filled = asyncio.Event()
@@ -45,9 +46,15 @@ class RemarkWriter:
         if len(self._waiting) >= CAPACITY:
             self._waiting.popleft()
             DROPPED.labels("late").inc()
-        self._waiting.append(b'{"pts": %d, "data": %s}\n' % (pts, text.encode()))
+        self._waiting.append(self.line(pts, text))
         self._emptied.clear()
         self._filled.set()
+
+    def line(self, pts: int, text: str) -> bytes:
+        return b'{"pts": %d, "data": %s}\n' % (pts, text.encode())
+
+    def body(self, lines: list[bytes]) -> bytes:
+        return b"".join(lines)
 
     def refused(self, totals: Mapping[str, int]) -> None:
         """Count what the engine did not let through; `totals` are since its beginning, by reason."""
@@ -78,11 +85,11 @@ class RemarkWriter:
         lines = self._batch()
         try:
             async with publisher.segment() as segment:
-                await segment.write(b"".join(lines))
+                await segment.write(self.body(lines))
         except SluiceError:
             DROPPED.labels("unsent").inc(len(lines))
             raise
-        await asyncio.sleep(BATCH_S)
+        await asyncio.sleep(self._every_s)
 
     def _batch(self) -> list[bytes]:
         """The oldest that fit into a segment."""

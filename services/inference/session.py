@@ -1,58 +1,50 @@
 """One attached session at the runner: from the bridge to the engine, and from the engine back to the bridge.
 
-The rule it keeps: media waits for nothing but media, and every end of a session has a reason.
+The rule it keeps: media waits for nothing but media, every end of a session has a reason, and the death of an
+engine is none while there may be another.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+import base64
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Final
 
 import structlog
 from aiohttp import ClientSession
-from prometheus_client import Counter, Histogram
 
-from services.common.errors import NotFoundError, SluiceError
-from services.common.frame_drops import FRAME_DROPS
 from services.common.latest import Latest
 from services.common.lifecycle import background
 from services.common.machine_clock import clock_name
-from services.common.media.mpegts import AccessUnit, Codec, Demuxer, unwrap
 from services.common.trickle.connection import trickle_session
 from services.common.trickle.publisher import Publisher
-from services.common.trickle.subscriber import ReceivedSegment, Subscriber
 from services.inference.announcer import Announcer
 from services.inference.assignment import Assignment, Report, State
+from services.inference.bypass import Bypass
 from services.inference.control import Control
+from services.inference.deaths import Deaths
+from services.inference.inlet import Inlet
 from services.inference.intake import Intake
-from services.inference.outage import Outage
+from services.inference.line import LOAD_FAILED, EngineDiedError, Line, SessionFailedError
 from services.inference.outlet import BRIDGE_LOST, Outlet
-from services.inference.packets import SOUND_CODECS, Media, Packet, Sound
+from services.inference.packets import Media, Message, Packet, Snapshot, Sound
 from services.inference.params import Fold, Patch
 from services.inference.remarks import RemarkWriter
+from services.inference.reporting import follow
 from services.inference.settings import InferenceSettings
-from services.inference.supervisor import Line, SessionFailedError, Supervisor
+from services.inference.steering import Steering
+from services.inference.supervisor import Supervisor
+from services.inference.tally import Tally
+from services.inference.vitals import Vitals
+from services.inference.voices import Events, Remarks, Wishes
 
 log = structlog.get_logger()
 
-FRAMES: Final = Counter("sluice_frames_total", "Pictures that left a stage.", ["stage"])
-INFER_SECONDS: Final = Histogram(
-    "sluice_infer_seconds",
-    "A picture through a pipeline, with the conversion to RGB.",
-    ["pipeline"],
-    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-)
-
-GARBAGE_AFTER_S: Final = 5.0  # bytes without a single access unit in them
-PAUSE_S: Final = 1.0  # bytes that come later than this after those before count as so late
 EVENTS_WITHIN_S: Final = 1.0  # after the end, for the last words
-UNDER_WAY: Final = 1024  # pictures whose times are kept until they are encoded; of more, the oldest are not
+RETURN_WITHIN_S: Final = 600.0  # for the next engine, as long as it says that it loads
 CLOCK: Final = clock_name()
 
 
@@ -60,9 +52,9 @@ CLOCK: Final = clock_name()
 class Voices:
     """What a session says and hears beside its media, in the dialect of whoever it works for."""
 
-    events: Announcer
-    remarks: RemarkWriter
-    control: Control
+    events: Events
+    remarks: Remarks
+    control: Wishes
 
     @classmethod
     def at_bridge(cls, of: Assignment, settings: InferenceSettings) -> Voices:
@@ -76,8 +68,14 @@ class Session:
     """`report` ends in a terminal state, set when the engine has let go of the session."""
 
     def __init__(
-        self, assignment: Assignment, supervisor: Supervisor, settings: InferenceSettings, voices: Voices
+        self,
+        assignment: Assignment,
+        supervisor: Supervisor,
+        settings: InferenceSettings,
+        voices: Voices,
+        bypass: Bypass | None = None,
     ) -> None:
+        """`bypass`: for sound that the pipeline does not process; None: it is no business of the runner's."""
         self.assignment = assignment
         self.report = Latest(Report())
         self.fold = assignment.fold
@@ -85,17 +83,21 @@ class Session:
         self._supervisor = supervisor
         self._bridge_lost_after_s = settings.bridge_lost_after_s
         self._line: Line | None = None
-        self._input = Intake()
         self._output = Intake()
         self._events, self._remarks, self._control = voices.events, voices.remarks, voices.control
-        self._demuxer = Demuxer()
-        self._dts: int | None = None  # of the last picture, unwrapped
-        self._processes_sound = False  # what the bridge keeps from us otherwise
-        self._garbage_s = 0.0
-        self._dropped: dict[str, int] = {}  # what the counters have seen
-        self._received_s: OrderedDict[int, float] = OrderedDict()  # by PTS, of pictures not yet encoded
+        self._steering = Steering()
+        self._vitals = Vitals(self._tell)
+        self._bypass = bypass
+        self._inlet = Inlet(
+            assignment, bypass, self._vitals, bridge_lost_after_s=settings.bridge_lost_after_s
+        )
+        self._tally = Tally(assignment.pipeline)
+        self._deaths = Deaths()
+        self._snapshot: bytes | None = None
+        self._shown_pts: int | None = None  # of the newest picture that came back
+        self._heard_pts: int | None = None  # of the newest sound that did
         self._now = asyncio.get_running_loop().time
-        self._read_at_s = self._now()
+        self._finished = asyncio.Event()
         self._failed: asyncio.Future[SessionFailedError] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -111,39 +113,35 @@ class Session:
                 if self._line is not None:
                     await self._supervisor.close(self._line)
             finally:
+                self._vitals.ended()
                 self._end(state, reason, message)
 
-    async def reports(self, every_s: float) -> AsyncIterator[Report]:
+    def reports(self, every_s: float) -> AsyncIterator[Report]:
         """The report now, whenever it changes, and at least every `every_s`; ends with a terminal one."""
-        while True:
-            version, report = self.report.version, self.report.value
-            yield report
-            if report.state.terminal:
-                return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(every_s):
-                    await self.report.newer_than(version)
+        return follow(self.report, every_s)
 
     def ended(self) -> None:
         """The task is over; if it was cancelled before its first step, `run` could not say so."""
         if not self.report.value.state.terminal:
             self._end(*self.stopped, "")
 
+    def finish(self) -> None:
+        """Take no more of the input: what is under way comes out, as if it had ended here."""
+        self._inlet.finish()
+
     def _end(self, state: State, reason: str, message: str) -> None:
         self.report.set(replace(self.report.value, state=state, reason=reason, message=message))
         log.info("session ended", state=state.name, reason=reason, message=message)
 
     async def update(self, patch: Patch, fold: Fold) -> None:
-        """Take a revision in; `fold` is the session's with it. Raises NotFoundError when it just ended."""
+        """Take a revision in; `fold` is the session's with it."""
         self.fold = fold
-        if self._line is None:
-            return  # it will be part of the opening
-        try:
-            await self._line.say(
-                "update", revision=patch.revision, patch=patch.patch, apply_at_pts=patch.apply_at_pts
-            )
-        except SessionFailedError as failure:
-            raise NotFoundError(failure.message, reason="SESSION_ENDED") from failure
+        # Without an engine, or when that has just died, it will be part of the next opening.
+        if self._line is not None:
+            with suppress(EngineDiedError):
+                await self._line.say(
+                    "update", revision=patch.revision, patch=patch.patch, apply_at_pts=patch.apply_at_pts
+                )
 
     async def _live(self) -> tuple[State, str, str]:
         state, reason, message = State.FINISHED, "", ""
@@ -158,6 +156,7 @@ class Session:
                 if state is State.FINISHED:
                     self._events.tell(type="finished")
                 else:
+                    self._vitals.failed(reason)
                     self._events.tell(type="error", reason=reason, message=message)
                 await asyncio.gather(
                     self._events.delivered(EVENTS_WITHIN_S), self._remarks.delivered(EVENTS_WITHIN_S)
@@ -166,90 +165,196 @@ class Session:
 
     async def _stream(self, http: ClientSession) -> None:
         """Raises SessionFailedError, in a group."""
-        self._line = line = self._supervisor.line(self.assignment.slot, self._received)
-        self._processes_sound = any(
+        async with (
+            background(
+                failed=_raises(self._failed),
+                control=self._control.run(http, self._steering),
+                vitals=self._vitals.watch(self._has_backlog),
+            ),
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(self._write(http))
+            group.create_task(self._through_engines(http))
+
+    def _has_backlog(self) -> bool:
+        """Whether pictures wait for the engine; of a file, more come only when they have gone in."""
+        waiting = self._inlet.packets
+        return waiting.full or (not self.assignment.live and len(waiting) > 0)
+
+    # --- one engine after the other
+
+    async def _through_engines(self, http: ClientSession) -> None:
+        """Have the whole input go through an engine. Raises SessionFailedError, perhaps in a group."""
+        while True:
+            death: EngineDiedError | None = None
+            try:
+                await self._through_engine(http)
+            except* EngineDiedError as deaths:
+                death = _died(deaths)
+            if death is None:
+                return
+            self._line = None
+            self._survive(death)
+            await self._return_of_engine(death)
+
+    async def _through_engine(self, http: ClientSession) -> None:
+        line = self._supervisor.line(self.assignment.slot, self._received)
+        self._line = line
+        self._inlet.processes_sound = any(
             offer.processes_audio
             for offer in self._supervisor.offers.value
             if offer.name == self.assignment.pipeline
         )
-        await self._open(line)
-        async with (
-            background(
-                engine=_raises(line.failure),
-                pipeline=_raises(self._failed),
-                control=self._control.run(http, line),
-            ),
-            asyncio.TaskGroup() as group,
-        ):
-            group.create_task(self._read(http))
-            group.create_task(self._feed(line))
-            group.create_task(self._write(http, line))
+        async with background(engine=_raises(line.failure)):
+            await line.say("open", **self._opening())
+            await self._steering.follow(line)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._inlet.run(http))
+                group.create_task(self._feed(line))
+            await self._finished.wait()
 
-    async def _open(self, line: Line) -> None:
-        of = self.assignment
-        scheduled = [
+    def _opening(self) -> dict[str, object]:
+        """What the engine is told of the stream: how it begins, or where the engine before left it."""
+        patches = [
             {"revision": one.revision, "patch": one.patch, "apply_at_pts": one.apply_at_pts}
             for one in self.fold.patches
         ]
-        await line.say(
-            "open",
-            pipeline=of.pipeline,
-            revision=self.fold.revision,
-            params=self.fold.params,
-            scheduled=scheduled,
-            live=of.live,
+        opening: dict[str, object] = {
+            "pipeline": self.assignment.pipeline,
+            "revision": self.fold.revision,
+            "params": self.fold.params,
+            "scheduled": patches,
+            "live": self.assignment.live,
+        }
+        if self._shown_pts is not None:
+            opening |= {"resumed": True, "after_pts": self._shown_pts, "shown": self.fold.shown}
+        if self._deaths.in_a_row:
+            opening["cautious"] = True
+        if self._snapshot is not None:
+            opening["snapshot"] = base64.b64encode(self._snapshot).decode()
+        return opening
+
+    def _survive(self, death: EngineDiedError) -> None:
+        """Make ready for the next engine. Raises SessionFailedError when there were too many."""
+        call = death.call
+        oldest, newest = (call.oldest, call.newest) if call is not None else (0, 0)
+        sequel = self._deaths.happened(self._now(), guilty=death.guilty, oldest=oldest, newest=newest)
+        self._tell(
+            type="problem",
+            stage=call.stage.word if call is not None else "engine",
+            kind=death.kind,
+            error=death.reason,
+            message=death.message,
+            pts=call.pts if call is not None else 0,
+            frame=call.frame if call is not None else 0,
+            action="restarting" if sequel.again else "ended",
         )
+        if not sequel.again:
+            raise SessionFailedError(death.reason, death.message)
+        log.warning("the session waits for another engine", reason=death.reason, guilty=death.guilty)
+        self._vitals.loads(why="restart", stage="engine", percent=0)
+        if self._deaths.in_a_row > 1:
+            self._snapshot = None  # it may be what kills them
+        if sequel.poisoned is not None:
+            self._refuse(sequel.poisoned, f"the engine died twice with it: {death.message}")
+        self._tally.next_engine(self._inlet.packets)
+        self._inlet.begin_again(self._shown_pts, self._heard_pts)
+        self._finished.clear()
+
+    def _refuse(self, revision: int, message: str) -> None:
+        without = self.fold.refuse(revision)
+        if without is not self.fold:
+            self.fold = without
+            self._tell(type="refused", revision=revision, field="", reason="poisoned_param", message=message)
+
+    async def _return_of_engine(self, death: EngineDiedError) -> None:
+        """Wait until there is one. Raises SessionFailedError when none comes, or none with our pipeline."""
+        offers = self._supervisor.offers
+        try:
+            async with asyncio.timeout(RETURN_WITHIN_S):
+                while not offers.value:
+                    _, now = await offers.newer_than(offers.version)
+                    if not now and not self._deaths.happened(self._now(), guilty=True).again:
+                        raise SessionFailedError(LOAD_FAILED, "the engine does not start again")
+        except TimeoutError:
+            raise SessionFailedError(death.reason, f"{death.message}, and no other came") from death
+        if all(offer.name != self.assignment.pipeline for offer in offers.value):
+            raise SessionFailedError(LOAD_FAILED, "its pipeline does not load any more")
+        self._vitals.loads(why="restart", stage="engine", percent=100)
+
+    # --- what the engine says
 
     def _received(self, packet: Packet) -> None:
-        """Called with what the engine says."""
         if isinstance(packet, Media | Sound):
-            if isinstance(packet, Media) and self.report.value.state is State.STARTING:
-                self.report.set(replace(self.report.value, state=State.RUNNING))
-            if self.assignment.live:
-                self._output.put_newest(packet)
-            else:
-                self._output.put(packet)  # bounded by what `_feed` lets in
+            self._came_back(packet)
+        elif isinstance(packet, Snapshot):
+            self._snapshot = packet.data
         elif packet.type == "said":
             self._remarks.put(packet.fields["pts"], packet.fields["text"])
         elif packet.type == "stats":
             self._count(packet.fields)
-        elif packet.type == "applied":
-            self.fold, _ = self.fold.applied_at(packet.fields["pts"])
-            if self._events.full:
-                self._fail(BRIDGE_LOST, "events cannot be delivered")
-            self._events.tell(type="applied", **packet.fields)
         elif packet.type == "finished":
+            if self._bypass is not None:
+                self._put_out(self._bypass.rest())
             self._output.finish()
+            self._finished.set()
         elif packet.type == "failed":
             self._fail(packet.fields["reason"], packet.fields["message"])
+        elif packet.type == "settled":
+            self.fold = self.fold.settle(packet.fields["keep"])
+        elif packet.type == "loading":
+            self._vitals.loads(**packet.fields)
+        else:
+            self._happened(packet)
+
+    def _came_back(self, packet: Media | Sound) -> None:
+        if isinstance(packet, Sound):
+            if self._heard_pts is not None and packet.pts <= self._heard_pts:
+                return  # the engine before this one made it, from the same sound
+            self._heard_pts = packet.pts
+        else:
+            if self.report.value.state is State.STARTING:
+                self.report.set(replace(self.report.value, state=State.RUNNING))
+            self._vitals.gave()
+            self._shown_pts = packet.pts
+            if self._bypass is not None:
+                self._put_out(self._bypass.until(packet.pts))
+        self._put_out([packet])
+
+    def _happened(self, message: Message) -> None:
+        """What clients are told of, too."""
+        fields = message.fields
+        if message.type == "applied":
+            self.fold = self.fold.show([fields["revision"]], fields["pts"])
+            self._vitals.changed()
+        elif message.type == "refused":
+            self.fold = self.fold.refuse(fields["revision"])
+        elif message.type == "problem":
+            self._vitals.problem(fields["kind"])
+        self._tell(type=message.type, **fields)
+
+    def _tell(self, **event: object) -> None:
+        if self._events.full:
+            self._fail(BRIDGE_LOST, "events cannot be delivered")
+        else:
+            self._events.tell(**event)
+
+    def _put_out(self, packets: Iterable[Media | Sound]) -> None:
+        for packet in packets:
+            if self.assignment.live:
+                self._output.put_newest(packet)
+            else:
+                self._output.put(packet)  # bounded by what `_feed` lets in
 
     def _fail(self, reason: str, message: str) -> None:
         if not self._failed.done():
             self._failed.set_result(SessionFailedError(reason, message))
 
     def _count(self, stats: Mapping[str, Any]) -> None:
-        was = self.report.value
-        dropped = stats["dropped"] + self._input.dropped + self._output.dropped
-        now = replace(
-            was,
-            decoded=stats["decoded"],
-            inferred=stats["inferred"],
-            encoded=stats["encoded"],
-            dropped=dropped,
-            infer_ms=stats["infer_ms"],
-        )
-        for stage in ("decoded", "inferred", "encoded"):
-            FRAMES.labels(stage).inc(getattr(now, stage) - getattr(was, stage))
-        pictures = self._pictures(stats["stamps"])
-        for stage, total in (
-            ("input", self._input.dropped),
-            ("inference", stats["dropped"]),
-            ("output", self._output.dropped),
-            ("sound", self._input.dropped_sounds + stats["dropped_sounds"] + self._output.dropped_sounds),
-        ):
-            FRAME_DROPS.labels(stage).inc(total - self._dropped.get(stage, 0))
-            self._dropped[stage] = total
-        self._remarks.refused(stats["unsaid"])
+        bypassed = 0 if self._bypass is None else self._bypass.dropped
+        now = self._tally.count(self.report.value, stats, self._inlet.packets, self._output, bypassed)
+        pictures = self._tally.pictures(stats["stamps"], self._inlet.received_s)
+        self._remarks.refused(self._tally.unsaid(stats))
         self.report.set(now)
         self._events.status(
             type="status",
@@ -261,99 +366,27 @@ class Session:
             pictures=pictures,
         )
 
-    def _pictures(self, stamps: list[tuple[int, float, float, float, float]]) -> list[list[int]]:
-        """When pictures passed each stage here, for the bridge, which knows when they left and came back.
-
-        Each is its PTS, when it was received, and how long it took to be decoded, to be taken up, to be
-        inferred and to be encoded: microseconds on this machine's monotonic clock.
-        """
-        pictures = []
-        for pts, *moments_s in stamps:
-            INFER_SECONDS.labels(self.assignment.pipeline).observe(moments_s[2] - moments_s[1])
-            received_s = self._received_s.pop(pts, None)
-            if received_s is not None:
-                moments_us = [round(1e6 * moment_s) for moment_s in (received_s, *moments_s)]
-                steps_us = [after - before for before, after in pairwise(moments_us)]
-                pictures.append([pts, moments_us[0], *steps_us])
-        return pictures
-
-    async def _read(self, http: ClientSession) -> None:
-        """Take the input in until its channel is closed."""
-        outage = Outage(self._bridge_lost_after_s, self._now)
-        start = self.assignment.channels.start if self.assignment.live else 0
-        async with Subscriber(http, self.assignment.channels.in_, start=start) as subscriber:
-            while True:
-                try:
-                    async for segment in subscriber:
-                        outage.worked()
-                        await self._take_in(segment)
-                    break
-                except SluiceError as error:
-                    outage.failed()
-                    if not error.retryable or outage.lost:
-                        raise SessionFailedError(BRIDGE_LOST, f"input: {error.message}") from error
-        self._input.finish()
-
-    async def _take_in(self, segment: ReceivedSegment) -> None:
-        if segment.lost:
-            FRAME_DROPS.labels("input_segments").inc(segment.lost)
-            log.warning("input segments were lost", count=segment.lost)
-            if self.assignment.live:
-                self._input.skip_to_keyframe()
-        async for data in segment:
-            units = self._demuxer.feed(data)
-            was_s, self._read_at_s = self._read_at_s, self._now()
-            self._garbage_s = 0.0 if units else self._garbage_s + min(self._read_at_s - was_s, PAUSE_S)
-            if self._garbage_s >= GARBAGE_AFTER_S:
-                raise SessionFailedError("input_undecodable", "the input is no MPEG-TS with H.264")
-            await self._put_in(units)
-        await self._put_in(self._demuxer.end_segment())
-
-    async def _put_in(self, units: list[AccessUnit]) -> None:
-        for unit in units:
-            packet = self._packet(unit)
-            if packet is None:
-                continue
-            if self.assignment.live:
-                self._input.put_newest(packet)
-            else:
-                await self._input.room()
-                self._input.put(packet)
-
-    def _packet(self, unit: AccessUnit) -> Media | Sound | None:
-        """`unit` for the engine; None if it has no use for it. Sound never comes before a picture."""
-        slot = self.assignment.slot
-        if unit.codec is not Codec.H264:
-            if not self._processes_sound or self._dts is None or unit.codec not in SOUND_CODECS:
-                return None
-            return Sound(slot, unit.codec, unwrap(self._dts, unit.pts), unit.data)
-        self._dts = dts = unit.dts if self._dts is None else unwrap(self._dts, unit.dts)
-        pts = unwrap(dts, unit.pts)
-        self._received_s[pts] = time.monotonic()
-        if len(self._received_s) > UNDER_WAY:
-            self._received_s.popitem(last=False)
-        return Media(slot, pts, dts, unit.keyframe, unit.data)
-
-    def _sound(self) -> Codec | None:
-        """What goes into the tables of the output: the sound of the input, if the pipeline processes it."""
-        if not self._processes_sound:
-            return None
-        return next((codec for codec in self._demuxer.streams if codec in SOUND_CODECS), None)
+    # --- media
 
     async def _feed(self, line: Line) -> None:
-        while (packet := await self._input.get()) is not None:
+        packets = self._inlet.packets
+        while (packet := await packets.get()) is not None:
             if not self.assignment.live:
                 await self._output.room()
             await line.feed(packet)
         await line.say("end_of_input")
 
-    async def _write(self, http: ClientSession, line: Line) -> None:
+    async def _write(self, http: ClientSession) -> None:
+        if not self.assignment.channels.out:  # only what the pipeline says is wanted
+            while await self._output.get() is not None:
+                pass
+            return
         async with Publisher(http, self.assignment.channels.out) as publisher:
             outlet = Outlet(
                 publisher,
                 self._output,
-                sound=self._sound,
-                ask_keyframe=lambda: line.say("keyframe"),
+                sound=lambda: self._inlet.sound,
+                ask_keyframe=lambda: self._steering.say("keyframe"),
                 lost_after_s=self._bridge_lost_after_s,
             )
             await outlet.run()
@@ -364,5 +397,10 @@ def _first(failures: BaseExceptionGroup[SessionFailedError]) -> SessionFailedErr
     return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
 
 
-async def _raises(failure: asyncio.Future[SessionFailedError]) -> None:
+def _died(deaths: BaseExceptionGroup[EngineDiedError]) -> EngineDiedError:
+    death = deaths.exceptions[0]
+    return _died(death) if isinstance(death, BaseExceptionGroup) else death
+
+
+async def _raises(failure: asyncio.Future[SessionFailedError] | asyncio.Future[EngineDiedError]) -> None:
     raise await asyncio.shield(failure)  # a wait that is cancelled would cancel the future too

@@ -36,6 +36,7 @@ class Slots:
         self._host = host
         self._sessions: dict[int, HostedSession] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._offers: dict[int, Offer] = {}  # as they were at the attach: an engine may be away for a while
         self._epochs: dict[int, int] = {}  # the highest seen, by slot
         self._bulkhead = Bulkhead(self._broken)
         self.draining = False
@@ -52,6 +53,12 @@ class Slots:
     @property
     def living(self) -> list[HostedSession]:
         return [session for session in self._sessions.values() if not session.report.value.state.terminal]
+
+    def free(self) -> tuple[int, int] | None:
+        """A slot that nobody is in, with the epoch of its newest grant: for a session that nobody granted."""
+        taken = {session.assignment.slot for session in self.living}
+        slot = next((slot for slot in range(self._settings.slots) if slot not in taken), None)
+        return None if slot is None else (slot, self._epochs.get(slot, 0))
 
     def attach(self, of: Assignment, session: Callable[[Assignment], HostedSession] | None = None) -> None:
         """Start a session; the same (session, session epoch) again changes nothing.
@@ -79,7 +86,7 @@ class Slots:
         self._require_room(of, offer)
         self._epochs[of.slot] = of.slot_epoch
         begun = (session or self._host.session)(of)
-        self._sessions[of.slot] = begun
+        self._sessions[of.slot], self._offers[of.slot] = begun, offer
         self._tasks[of.slot] = self._bulkhead.start(_key(of), self._run(begun))
 
     async def update(self, session_id: str, slot_epoch: int, patch: Patch) -> str:
@@ -90,7 +97,7 @@ class Slots:
         session = self.find(session_id, slot_epoch)
         if session.report.value.state.terminal:
             raise NotFoundError("the session has ended", reason="SESSION_ENDED", session=session_id)
-        schema = self._offer(session.assignment.pipeline).params_schema
+        schema = self._offers[session.assignment.slot].params_schema
         fold = session.fold.add(patch)
         for params in fold.outcomes():
             validate(params, schema)

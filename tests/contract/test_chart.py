@@ -274,7 +274,7 @@ def test_a_service_accepts_its_environment(
     settings = SETTINGS[component]()
     for name, value in settings.model_dump(mode="python").items():
         assert "127.0.0.1" not in str(value), name
-        if name == "listen" or name.endswith("_listen"):
+        if (name == "listen" or name.endswith("_listen")) and value:  # an empty one is not served
             assert host_port(value)[0] == "0.0.0.0", name
     assert settings.instance == f"demo-sluice-{component}-abc"
 
@@ -452,6 +452,41 @@ def test_a_runner_has_a_gpu_and_shared_memory(chart: helm.Chart) -> None:
     mig = pods(render(chart, EVERYTHING))["inference"]
     assert container(mig)["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == "2"
     assert mig["runtimeClassName"] == "nvidia"
+
+
+CONTAINER: Final[Object] = {
+    "image": "registry.example.com/paint:1",
+    "capability": "paint",
+    "port": 8123,
+    "env": [{"name": "STYLE", "value": "oil"}],
+    "runAsUser": 0,
+    "livenessProbe": {"exec": {"command": ["sh", "-c", "true"]}},
+}
+
+
+def test_a_pool_can_run_somebody_else_s_container(chart: helm.Chart, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = render(chart, {"inference": {"container": CONTAINER}})
+    for found in objects:
+        kubernetes_validate.validate(found, "1.31", strict=True)
+    pod = pods(objects)["inference"]
+    ours, theirs = pod["containers"]
+    assert theirs["image"] == "registry.example.com/paint:1"
+    assert {"name": "STYLE", "value": "oil"} in theirs["env"]
+    assert theirs["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in ours["resources"]["limits"]
+    assert theirs["securityContext"]["runAsNonRoot"] is False
+    assert {"name": "shm", "mountPath": "/dev/shm"} in theirs["volumeMounts"]
+    pod["containers"] = [ours]
+    for name, value in environment(objects, "inference").items():
+        monkeypatch.setenv(name, value)
+    settings = InferenceSettings()
+    assert settings.has_container
+    assert (settings.container_url, settings.container_capability) == ("http://127.0.0.1:8123", "paint")
+
+
+def test_a_container_without_a_name_is_refused(chart: helm.Chart) -> None:
+    with pytest.raises(helm.HelmRenderError, match=r"inference\.container\.capability is empty"):
+        render(chart, {"inference": {"container": {"image": "paint"}}})
 
 
 def test_a_pool_without_gpus_asks_for_none(chart: helm.Chart) -> None:

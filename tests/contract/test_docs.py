@@ -13,7 +13,18 @@ ROOT = Path(__file__).parents[2]
 # Labels whose values are ours to choose, or that something bounds (pipelines that are offered, routes).
 BOUNDED = frozenset(
     {
-        *("bucket", "direction", "gpu_class", "kind", "method", "outcome", "pipeline", "reason", "region"),
+        *(
+            "bucket",
+            "codec",
+            "direction",
+            "gpu_class",
+            "kind",
+            "method",
+            "outcome",
+            "pipeline",
+            "reason",
+            "region",
+        ),
         *("result", "role", "route", "stage", "state", "status", "where"),
     }
 )

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from protos.inference.v1 import runner_pb2
 from services.common.lifecycle import background
-from services.inference import session
+from services.inference import inlet
 from services.inference.packets import Media
 from tests.support.awkward import detailed
 from tests.support.engine import FRAME, START, decoded, video
@@ -199,8 +199,8 @@ async def test_a_stream_that_pauses_for_minutes_goes_on_at_once(
     nats: NatsServer, tells: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time jumps, its bounds in time are short here, and nothing that was before counts against it."""
-    monkeypatch.setattr(session, "GARBAGE_AFTER_S", 0.5)
-    monkeypatch.setattr(session, "PAUSE_S", 0.1)
+    monkeypatch.setattr(inlet, "GARBAGE_AFTER_S", 0.5)
+    monkeypatch.setattr(inlet, "PAUSE_S", 0.1)
     async with running(nats, hang_after_s=0.5) as runner, runner.bridge() as bridge:
         lost = counted("sluice_frame_drop_total", stage="input_segments")
         await runner.attach(bridge, delivery=LIVE)

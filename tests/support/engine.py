@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,7 +16,10 @@ import numpy as np
 from services.common.media.codec import DecodedFrame, VideoDecoder, VideoEncoder
 from services.common.media.mpegts import Codec
 from services.common.media.sound import RATE, AudioEncoder, Samples
+from services.inference.blackbox import BlackBox
+from services.inference.engine.worker import Workshop
 from services.inference.packets import BlockingPipe, Media, Message, Packet, Sound
+from sluice.pipeline import Setup
 
 FRAME = 3000  # ticks at 30 fps
 START = 90_000
@@ -69,8 +74,9 @@ def decoded(packets: Sequence[Media]) -> list[DecodedFrame]:
 class EngineChild:
     """What an engine said so far is in `said`; waiting for more is bounded by the socket's timeout."""
 
-    def __init__(self, process: subprocess.Popen[bytes], end: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], end: socket.socket, box: BlackBox) -> None:
         self.process = process
+        self.box = box
         self.said: list[Packet] = []
         self._open: set[int] = set()
         self._socket = end
@@ -129,28 +135,63 @@ class EngineChild:
 
 
 @contextmanager
-def engine(pipelines: str, *, slots: int = 1, timeout_s: float = 15.0) -> Iterator[EngineChild]:
+def engine(
+    pipelines: str,
+    *,
+    slots: int = 1,
+    timeout_s: float = 15.0,
+    here: Mapping[str, Mapping[str, object]] | None = None,
+    memory_mb: int = 0,
+) -> Iterator[EngineChild]:
     """An engine that is ready; it is killed at the end if it still runs."""
     ours, theirs = socket.socketpair()
     ours.settimeout(timeout_s)
+    box, box_file = BlackBox.make(slots)
     with ours:
         with theirs:
             process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "services.inference.engine", "--fd", str(theirs.fileno())),
-                    *("--pipelines", pipelines, "--slots", str(slots)),
-                    *("--min-video-kbps", "100", "--max-video-kbps", "8000"),
-                    *("--log-format", "console", "--log-level", "warning"),
-                ],
-                pass_fds=[theirs.fileno()],
+                command(
+                    theirs.fileno(), box_file, pipelines, slots=slots, here=here or {}, memory_mb=memory_mb
+                ),
+                pass_fds=[theirs.fileno(), box_file],
             )
-        child = EngineChild(process, ours)
+        os.close(box_file)
+        child = EngineChild(process, ours, box)
         try:
             child.until_said("ready", slot=-1)
             yield child
         finally:
             process.kill()
             process.wait()
+            box.close()
+
+
+@contextmanager
+def workshop(slots: int = 1) -> Iterator[Workshop]:
+    """What instances are loaded with, in the test's own process."""
+    box, box_file = BlackBox.make(slots)
+    os.close(box_file)
+    yield Workshop(Setup.plain(), box, None)
+    box.close()
+
+
+def command(
+    pipe: int,
+    box: int,
+    pipelines: str,
+    *,
+    slots: int = 1,
+    here: Mapping[str, Mapping[str, object]],
+    memory_mb: int = 0,
+) -> list[str]:
+    """What starts an engine; `here` are its runner's defaults."""
+    return [
+        *(sys.executable, "-m", "services.inference.engine", "--fd", str(pipe), "--black-box", str(box)),
+        *("--pipelines", pipelines, "--slots", str(slots), "--defaults", json.dumps(here)),
+        *("--models", "", "--device", "cpu", "--codecs", "cpu", "--memory-mb", str(memory_mb)),
+        *("--min-video-kbps", "100", "--max-video-kbps", "8000"),
+        *("--log-format", "console", "--log-level", "error"),
+    ]
 
 
 def wait_for(condition: Callable[[], bool], within_s: float = 5.0) -> None:

@@ -101,7 +101,10 @@ class Bridge:
             segment.write(message)
 
     def applied(self) -> list[tuple[int, int]]:
-        return [(one["revision"], one["pts"]) for one in self.events if one["type"] == "applied"]
+        return [(one["revision"], one["pts"]) for one in self.told("applied")]
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        return [one for one in self.events if one["type"] == kind]
 
     def end_segment(self) -> None:
         if self._writer is not None:
@@ -219,10 +222,9 @@ async def running(nats: NatsServer, **more: Any) -> AsyncIterator[Runner]:
     settings = InferenceSettings(
         listen="127.0.0.1:0",
         runner="r1",
-        pipelines=PIPELINES,
         bridge_lost_after_s=1.0,
         shutdown_grace_s=1.0,
-        **more,
+        **({"pipelines": PIPELINES} | more),
     )
     registry, requests = Registry(), list[tuple[str, str]]()
 

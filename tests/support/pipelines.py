@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from sluice.pipeline import Apply, AudioFrame, Param, Pipeline, Setup, VideoFrame
+from sluice.pipeline import Apply, AudioFrame, Param, ParamError, Pipeline, Setup, VideoFrame
 
 
 class Slow(Pipeline):
@@ -41,16 +45,16 @@ class Grey(Pipeline):
 
 
 class Broken(Pipeline):
-    """Fails in the middle."""
+    """Works for a while, whenever it was loaded."""
 
-    name, version, description = "broken", "1.0", "Raises at its tenth frame."
+    name, version, description = "broken", "1.0", "Raises from its tenth frame on."
 
     def __init__(self) -> None:
         self._frames = 0
 
     def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
         self._frames += 1
-        if self._frames == 10:
+        if self._frames >= 10:
             raise RuntimeError("the tenth frame")
         return frame
 
@@ -150,4 +154,166 @@ class Talker(Pipeline):
             self.say(self.mistakes[params["mistake"]])
         for number in range(params["times"]):
             self.say({"picture": self._pictures, "number": number, "padding": "x" * params["padding"]})
+        return frame
+
+
+class Moody(Pipeline):
+    """Does what its parameters tell it to, wrong or right, and shows them in its pictures."""
+
+    name, version, description = (
+        "moody",
+        "1.0",
+        "A flat picture: `level`, 50 more when bright, 100 when large.",
+    )
+    slots_per_engine = 2
+    params: ClassVar = {
+        "level": Param(default=40, help="Of the picture; 13 is bad luck.", minimum=0, maximum=100),
+        "style": Param(
+            default="plain",
+            help="How bright.",
+            choices=("plain", "bright", "slow", "silent", "refused", "raises", "unadoptable", "dies"),
+            apply=Apply.WARM,
+        ),
+        "model": Param(
+            default="small",
+            help="How large.",
+            choices=("small", "large", "slow", "slower", "silent", "refused", "raises", "exhausts", "dies"),
+            apply=Apply.RELOAD,
+        ),
+        "mishap": Param(
+            default="",
+            help="What happens at each picture.",
+            choices=("", "raises", "exhausts", "exhausts once", "exits", "refuses", "dies", "hangs"),
+        ),
+    }
+    slow_s: ClassVar = 0.6
+
+    def __init__(self) -> None:
+        self._model = self._style = ""
+        self._exhausted = False
+
+    def load(self, setup: Setup, params: Mapping[str, Any]) -> None:
+        for step in range({"slow": 10, "slower": 60}.get(params["model"], 0)):
+            setup.progress("weights", step / 60)
+            time.sleep(self.slow_s / 10)
+        if params["model"] == "silent":
+            time.sleep(60)
+        self._fail(params["model"], "model")
+        self._model, self._style = params["model"], params["style"]
+
+    def prepare(self, params: Mapping[str, Any]) -> object:
+        if params["style"] == "slow":
+            time.sleep(self.slow_s)
+        if params["style"] == "silent":
+            time.sleep(60)
+        self._fail(params["style"], "style")
+        return params["style"]
+
+    def adopt(self, prepared: object) -> None:
+        if prepared == "unadoptable":
+            raise RuntimeError("half of it")
+        self._style = str(prepared)
+
+    def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+        if params["level"] == 13:
+            raise ValueError("13 is bad luck")
+        if params["mishap"] == "exhausts once" and not self._exhausted:
+            self._exhausted = True
+            raise MemoryError
+        self._exhausted = False
+        self._fail(params["mishap"], "mishap")
+        level = params["level"] + 50 * (self._style == "bright") + 100 * (self._model == "large")
+        return frame.with_rgb(np.full(frame.rgb.shape, level, np.uint8))
+
+    def _fail(self, how: str, parameter: str) -> None:
+        if how in {"refused", "refuses"}:
+            raise ParamError(parameter, "is not to be had here")
+        if how == "raises":
+            raise RuntimeError("as it was told")
+        if how == "exhausts":
+            raise MemoryError
+        if how == "exits":
+            sys.exit("as it was told")
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hangs":
+            time.sleep(60)
+
+
+class Counting(Pipeline):
+    """Remembers how many pictures it has seen, and shows it."""
+
+    name, version, description = "counting", "1.0", "Each picture is lighter than the one before."
+    params: ClassVar = {
+        "snapshots": Param(
+            default="good", help="What it hands out.", choices=("good", "none", "large", "slow", "raises")
+        ),
+        "dies_at": Param(default=0, help="The number of the picture at which it kills its process."),
+    }
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._snapshots = "good"
+
+    def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+        self._seen += 1
+        self._snapshots = params["snapshots"]
+        if self._seen == params["dies_at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.say({"seen": self._seen})
+        return frame
+
+    def snapshot(self) -> bytes | None:
+        if self._snapshots == "raises":
+            raise RuntimeError("not now")
+        if self._snapshots == "slow":
+            time.sleep(0.1)
+        if self._snapshots == "none":
+            return None
+        return bytes(2 << 20) if self._snapshots == "large" else str(self._seen).encode()
+
+    def restore(self, snapshot: bytes) -> None:
+        self._seen = int(snapshot)
+
+
+class Unloadable(Pipeline):
+    """Fails at once."""
+
+    name, version, description = "unloadable", "1.0", "Does not load."
+
+    def load(self, setup: Setup, params: Mapping[str, Any]) -> None:
+        raise FileNotFoundError("weights.safetensors")
+
+    def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+        return frame
+
+
+class Ravenous(Pipeline):
+    """Needs more memory with each picture."""
+
+    name, version, description = "ravenous", "1.0", "Eats memory while it is hungry."
+    params: ClassVar = {"mb": Param(default=0, help="A picture.", minimum=0, maximum=64)}
+
+    def __init__(self) -> None:
+        self._eaten: list[bytes] = []
+
+    def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
+        if params["mb"]:
+            self._eaten.append(b"x" * (params["mb"] << 20))
+        return frame
+
+
+class Once(Pipeline):
+    """Loads in the first engine only."""
+
+    name, version, description = "once", "1.0", "Loads where nobody has loaded it before."
+    params: ClassVar = {"mark": Param(default="", help="A file that says so.", apply=Apply.RELOAD)}
+
+    def load(self, setup: Setup, params: Mapping[str, Any]) -> None:
+        mark = Path(params["mark"])
+        if mark.exists():
+            assert mark.read_text() == str(os.getpid()), "somebody has loaded it before"
+        mark.write_text(str(os.getpid()))
+
+    def process(self, frame: VideoFrame, params: Mapping[str, Any]) -> VideoFrame:
         return frame

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings
 
 from deploy.local.settings import LocalSettings
 from services.billing.settings import BillingSettings
+from services.inference.engine.pipelines.comfyui.settings import ComfyUISettings
 from services.inference.settings import InferenceSettings
 from services.ingest.settings import IngestSettings
 from services.router.settings import RouterSettings
@@ -21,6 +22,7 @@ CLASSES: Final[tuple[tuple[str, type[BaseSettings]], ...]] = (
     ("session-manager", SessionManagerSettings),
     ("billing", BillingSettings),
     ("inference", InferenceSettings),
+    ("the pipeline comfyui", ComfyUISettings),
     ("make run", LocalSettings),
 )
 HEAD: Final = """# Settings

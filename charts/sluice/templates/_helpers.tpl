@@ -285,6 +285,9 @@ spec:
             {{- with .mounts }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
+        {{- with .sidecars }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       volumes:
         - {name: tmp, emptyDir: {sizeLimit: 1Gi}}
         {{- with .volumes }}

@@ -16,7 +16,13 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 from yarl import URL
 
-from services.common.errors import ConflictError, ExhaustedError, SluiceError, UnavailableError
+from services.common.errors import (
+    ConflictError,
+    ExhaustedError,
+    InvalidError,
+    SluiceError,
+    UnavailableError,
+)
 from services.common.trickle.connection import (
     DEFAULT_PATIENCE,
     TRANSPORT_ERRORS,
@@ -28,6 +34,7 @@ from services.common.trickle.connection import (
 )
 from services.common.trickle.protocol import NEXT, RESET, ChannelClosedError
 
+NO_INDEX: Final = "400"  # the answer to `/next` of a server that takes it for an index
 IN_FLIGHT: Final = 3  # the reference gateway's: more means that the server is too slow for a live stream
 
 
@@ -171,10 +178,7 @@ class Publisher:
         self.failed = 0
 
     async def __aenter__(self) -> Publisher:
-        index, reset = self._start, {}
-        if index == NEXT:
-            index, _ = await find_head(self._session, self._url, self._patience)
-            reset = {RESET: "1"}
+        index, reset = (await self._next()) if self._start == NEXT else (self._start, {})
         await self._group.__aenter__()
         self._parked = self._open(index, reset)
         return self
@@ -183,6 +187,16 @@ class Publisher:
         for task in list(self._tasks):
             task.cancel()
         await self._group.__aexit__(None, None, None)
+
+    async def _next(self) -> tuple[int, dict[str, str]]:
+        """Where to go on, and what to say there."""
+        try:
+            index, _ = await find_head(self._session, self._url, self._patience)
+        except InvalidError as error:
+            if error.details.get("status") != NO_INDEX:
+                raise
+            return 0, {}  # http-trickle, the reference's ancestor, knows neither `/next` nor resets
+        return index, {RESET: "1"}
 
     @asynccontextmanager
     async def segment(self) -> AsyncIterator[PublishedSegment]:

@@ -11,7 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from services.common.media.codec import Rgb, VideoEncoder, bit_rate_for
+from services.common.media.codec import Rgb, bit_rate_for
+from services.common.media.hardware import Equipment, SteadyEncoder
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit
 
 KEYFRAME_EVERY: Final = 2 * CLOCK_HZ  # HLS cuts there, and no viewer that joins waits longer
@@ -31,6 +32,7 @@ GENEROUS: Final = 2.0
 # How far the running encoder may be from what it was opened with. Above, it cannot follow; below, its buffer
 # allows for key frames that a slow connection chokes on. The next key frame then comes from a new one.
 FAR: Final = (0.75, 1.05)
+SOFTWARE: Final = Equipment()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,11 @@ class Pace:
 class PictureEncoder:
     """One thread encodes; `ask_keyframe` and `ask_bit_rate` are for any."""
 
-    def __init__(self, allowed: BitRates) -> None:
+    def __init__(self, allowed: BitRates, equipment: Equipment = SOFTWARE) -> None:
         self._allowed = allowed
+        self._equipment = equipment
         self._pace = Pace()
-        self._encoder: VideoEncoder | None = None
+        self._encoder: SteadyEncoder | None = None
         self._size = (0, 0)
         self._told: tuple[int | None, float] = (None, 0.0)  # what was asked for, and the pace, last time
         self._far = False
@@ -90,7 +93,9 @@ class PictureEncoder:
         keyframe = resized or self._keyframe_due(pts)
         asked, fps = self._asked, self._pace.fps
         if self._encoder is None or resized or (keyframe and self._far):
-            self._encoder = VideoEncoder(width, height, self._bit_rate(asked, width, height), fps=fps)
+            bit_rate = self._bit_rate(asked, width, height)
+            self._equipment = self._equipment.after(self._encoder)
+            self._encoder = self._equipment.encoder(width, height, bit_rate, fps=fps)
             self._size, self._told, self._far = (height, width), (asked, fps), False
         elif asked != self._told[0] or not fps / SAME_PACE < self._told[1] < fps * SAME_PACE:
             lowest, highest = FAR
@@ -98,8 +103,10 @@ class PictureEncoder:
             self._told, self._far = (asked, fps), not lowest <= away <= highest
         if keyframe:
             self._keyframe_asked.clear()
+        units = self._encoder.encode(rgb, pts, keyframe=keyframe)
+        if keyframe or any(unit.keyframe for unit in units):  # some that a device makes nobody asked for
             self._keyframe_pts = pts
-        return self._encoder.encode(rgb, pts, keyframe=keyframe)
+        return units
 
     def _keyframe_due(self, pts: int) -> bool:
         """Whether the next picture may be too late; on another clock, at once."""

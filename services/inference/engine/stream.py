@@ -1,6 +1,6 @@
 """One session in the engine: its packets in, pictures through a pipeline, packets out, on three threads.
 
-Decoding and encoding have threads of their own; between them `infer` runs on the pipeline's thread, where a
+Decoding and encoding have threads of their own; between them its course is on the pipeline's thread, where a
 pipeline that processes sound gets it too. The rule it keeps: a failure ends this stream with a reason, and
 never the engine.
 """
@@ -11,23 +11,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from services.common.media.codec import DecodedFrame, VideoDecoder
+from services.common.media.codec import DecodedFrame
+from services.common.media.hardware import Equipment
 from services.common.media.sound import DecodedSound
+from services.inference.engine.changes import Changes
+from services.inference.engine.course import Course, EndedError, Picture, Result, Surroundings
 from services.inference.engine.inbox import Inbox
 from services.inference.engine.mailbox import Waiting
 from services.inference.engine.pictures import BitRates, PictureEncoder
+from services.inference.engine.progress import Loading
 from services.inference.engine.remarks import Remarks
+from services.inference.engine.snapshots import Snapshots
 from services.inference.engine.sound import SoundTrack
+from services.inference.engine.troubles import Troubles
+from services.inference.engine.worker import Successor, Worker, Workshop
 from services.inference.packets import Media, Message, Packet, Sound
 from services.inference.params import Fold, Patch
-from sluice.pipeline import Apply, AudioFrame, Pipeline, VideoFrame, defaults
+from sluice.pipeline import AudioFrame, Pipeline
 
 log = structlog.get_logger()
 
@@ -35,28 +40,30 @@ QUEUE: Final = 4  # pictures before the encoder in complete delivery
 UNDECODABLE_AFTER_S: Final = 5.0
 NO_KEYFRAME_AFTER_S: Final = 15.0  # encoders' default is a key frame every 250 frames: 10.4 s at 24 fps
 PAUSE_S: Final = 1.0  # a packet that comes later than this after the one before counts as so late
-SIDES: Final = range(2, 16_385)  # pixels that H.264 can have
-SMOOTHING: Final = 0.1
+MOST_TO_TRY: Final = 4  # revisions, each for the time of its probation, which is a second at 30 fps
 STAMPS: Final = 500  # pictures between two reports, a second apart; of more the oldest go unmeasured
-ORDER: Final = (Apply.LIVE, Apply.WARM, Apply.RELOAD)
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
-    """A decoded picture, and when it was (`time.monotonic`, which all processes of a machine share)."""
+class Opening:
+    """How a stream begins. The rest is what an engine before this one left, if there was one.
 
-    frame: DecodedFrame
-    decoded_s: float
+    `resumed`: these parameters were shown already. `after_pts`: pictures up to there were, too. `cautious`:
+    the engine died, perhaps of what is still to be shown.
+    """
 
+    fold: Fold
+    live: bool
+    resumed: bool = False
+    cautious: bool = False
+    after_pts: int | None = None
+    snapshot: bytes | None = None
 
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """A picture to encode, and the revisions that it is the first to show, each with how it took effect."""
-
-    rgb: NDArray[np.uint8]
-    pts: int
-    applied: tuple[tuple[int, Apply], ...]
-    times_s: tuple[float, float, float]  # decoded, taken up by the pipeline, inferred
+    @property
+    def to_try(self) -> int:
+        """How many revisions are shown one after the other; of many that would take too long."""
+        unshown = sum(patch.revision not in self.fold.shown for patch in self.fold.patches)
+        return unshown if self.cautious and unshown <= MOST_TO_TRY else 0
 
 
 class Stream:
@@ -66,33 +73,58 @@ class Stream:
         self,
         slot: int,
         pipeline: type[Pipeline],
-        fold: Fold,
+        opening: Opening,
         *,
-        live: bool,
+        complete: Mapping[str, Any],
+        workshop: Workshop,
         bit_rates: BitRates,
+        equipment: Equipment,
         send: Callable[[Packet], None],
+        over: Callable[[Stream], None],
     ) -> None:
+        """`complete` has each parameter's default; `over` is called when its last instance is closed."""
         self.slot = slot
         self.pipeline = pipeline
         self._send = send
-        self._fold = fold
-        self._fold_lock = threading.Lock()
+        self._over = over
+        self._after_pts = opening.after_pts
         self._packets: Waiting[Media] = Waiting(1 << 16)  # the supervisor's window bounds it
-        self._inbox: Inbox[_Picture, DecodedSound] = Inbox(live=live, sound=pipeline.processes_audio)
-        self._results: Waiting[_Result] = Waiting(1 if live else QUEUE)
+        self._inbox: Inbox[Picture, DecodedSound] = Inbox(live=opening.live, sound=pipeline.processes_audio)
+        self._results: Waiting[Result] = Waiting(1 if opening.live else QUEUE)
         self._ended = threading.Lock()  # taken by what ends the stream first
-        self._decoder = VideoDecoder()
-        self._encoder = PictureEncoder(bit_rates)
+        self._decoder = equipment.decoder()
+        self._encoder = PictureEncoder(bit_rates, equipment)
         self._remarks = Remarks(slot, send)
-        self.inferred = 0
+        self._snapshots = Snapshots(slot, pipeline, send)
         self._decoded = self._encoded = 0
         self._stamps: deque[tuple[int, float, float, float, float]] = deque(maxlen=STAMPS)
-        self._infer_ms = 0.0
         self._sound: SoundTrack | None = None
         if pipeline.processes_audio:
             self._sound = SoundTrack(
                 slot, self._inbox, send=send, taken=self._say_taken, contained=self._contained
             )
+        ways = {name: param.apply for name, param in pipeline.params.items()}
+        self._changes = Changes(opening.fold, complete, ways)
+        self._course = Course(
+            pipeline,
+            self._changes,
+            Surroundings(
+                slot,
+                self._inbox,
+                show=self._results.put,
+                sound=self._sound.put if self._sound is not None else _no_sound,
+                remarks=self._remarks,
+                troubles=Troubles(slot, self._say),
+                snapshots=self._snapshots,
+                tell_loading=self.tell_loading,
+                tell_settled=lambda keep: self._say("settled", keep=keep),
+                workshop=workshop,
+            ),
+            live=opening.live,
+            resumed=opening.resumed,
+            to_try=opening.to_try,
+            snapshot=opening.snapshot,
+        )
         self._threads = [
             threading.Thread(target=self._contained, args=(work,), name=f"{name}-{slot}", daemon=True)
             for name, work in (("decode", self._decode), ("encode", self._encode))
@@ -110,8 +142,7 @@ class Stream:
         self._sound.take(sound)
 
     def update(self, patch: Patch) -> None:
-        with self._fold_lock:
-            self._fold = self._fold.add(patch)
+        self._changes.add(patch)
 
     def request_keyframe(self) -> None:
         self._encoder.ask_keyframe()
@@ -145,14 +176,15 @@ class Stream:
         self._say(
             "stats",
             decoded=self._decoded,
-            inferred=self.inferred,
-            dropped=self._inbox.dropped,
+            inferred=self._course.inferred,
+            dropped=self._inbox.dropped + self._course.held,
             dropped_sounds=self._inbox.dropped_sounds,
             encoded=self._encoded,
             undecodable=self._decoder.errors + (self._sound.errors if self._sound is not None else 0),
             queued=len(self._packets) + len(self._inbox) + len(self._results),
-            infer_ms=round(self._infer_ms, 3),
+            infer_ms=round(self._course.infer_ms, 3),
             unsaid=dict(self._remarks.refused),
+            snapshots_dropped=dict(self._snapshots.dropped),
             stamps=[(pts, *(round(moment_s, 6) for moment_s in moments)) for pts, *moments in stamps],
         )
 
@@ -162,58 +194,32 @@ class Stream:
             self._say("failed", reason=reason, message=message)
         self.abort()
 
-    # --- the pipeline's thread
+    # --- the pipeline's threads
 
-    def infer(self, instance: Pipeline, renew: Callable[[Mapping[str, Any]], Pipeline]) -> None:
-        """Put every picture through `instance`, or through what `renew` gives when a parameter needs that."""
-        complete = defaults(self.pipeline)
-        instance.hear = self._remarks.take
-        revision, params = self._fold.revision, {**complete, **self._fold.params}
-        applied = [(revision, Apply.LIVE)]
-        while (following := self._inbox.get()) is not None:
-            pts, picture = following
-            self._remarks.pts = pts
-            if isinstance(picture, DecodedSound):
-                assert self._sound is not None
-                self._sound.put(picture, instance.process_audio(AudioFrame(picture.samples, pts), params))
-                continue
-            started_s = time.monotonic()
-            with self._fold_lock:
-                self._fold, fresh = self._fold.applied_at(pts)
-                effective, _ = self._fold.effective(pts)
-            if fresh:
-                was, params = params, {**complete, **effective}
-                applies = self._applies(was, params)
-                if applies is Apply.RELOAD:
-                    instance = renew(params)
-                    instance.hear = self._remarks.take
-                applied += [(revision, applies) for revision in fresh]
-            made = instance.process(VideoFrame(picture.frame.rgb(), pts), params)
-            if not isinstance(made, VideoFrame):
-                raise TypeError(f"process returned {type(made).__name__}, not a VideoFrame")
-            height, width = (side - side % 2 for side in made.rgb.shape[:2])  # as H.264 4:2:0 wants them
-            if not (height in SIDES and width in SIDES):
-                raise TypeError(f"process returned a picture of {width}x{height} pixels")
-            inferred_s = time.monotonic()
-            self._measure(inferred_s - started_s)
-            times_s = picture.decoded_s, started_s, inferred_s
-            self._results.put(_Result(made.rgb[:height, :width], pts, tuple(applied), times_s))
-            applied = []
+    def play(self, worker: Worker) -> Successor | None:
+        """Serve until the stream is over, or another instance is needed."""
+        following = None
+        try:
+            following = self._course.play(worker)
+        except EndedError as ended:
+            self.fail(ended.reason, ended.message)
+        except Exception as error:  # this is the edge of one stream
+            log.exception("internal error", where="course", slot=self.slot)
+            self.fail("internal_error", f"{type(error).__name__} in the engine")
+        if following is not None and not self._ended.locked():
+            return following
+        if following is not None and following.worker is not None:
+            following.worker.dismiss()
         self._results.finish()
         if self._sound is not None:
             self._sound.finish_output()
+        return None
 
-    def _applies(self, was: Mapping[str, Any], now: Mapping[str, Any]) -> Apply:
-        """The slowest way in which a parameter that changed takes effect."""
-        changed = [
-            param.apply for name, param in self.pipeline.params.items() if was.get(name) != now.get(name)
-        ]
-        return max(changed, key=ORDER.index, default=Apply.LIVE)
+    def tell_loading(self, loading: Loading) -> None:
+        self._say("loading", **asdict(loading))
 
-    def _measure(self, seconds: float) -> None:
-        self.inferred += 1
-        weight = SMOOTHING if self.inferred > 1 else 1.0
-        self._infer_ms += weight * (1000 * seconds - self._infer_ms)
+    def over(self) -> None:
+        self._over(self)
 
     # --- the stream's own threads
 
@@ -239,8 +245,10 @@ class Stream:
 
     def _put(self, frames: list[DecodedFrame]) -> None:
         for frame in frames:
+            if self._after_pts is not None and frame.pts <= self._after_pts:
+                continue  # its viewers have it
             self._decoded += 1
-            self._inbox.put_picture(frame.pts, _Picture(frame, time.monotonic()))
+            self._inbox.put_picture(frame.pts, Picture(frame, time.monotonic()))
 
     def _encode(self) -> None:
         while (result := self._results.get()) is not None:
@@ -266,5 +274,9 @@ class Stream:
     def _say_taken(self) -> None:
         self._say("taken", packets=1)
 
-    def _say(self, kind: str, **fields: object) -> None:
+    def _say(self, kind: str, /, **fields: object) -> None:
         self._send(Message(kind, self.slot, fields))
+
+
+def _no_sound(heard: DecodedSound, made: AudioFrame) -> None:
+    raise AssertionError("a pipeline without sound was given some")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from services.inference.engine.pipelines import builtin
 from services.inference.engine.pipelines.effects import SNAPSHOT_MAX, Effects, Fade
 from services.inference.engine.pipelines.looks import LOOKS, Picture
 from services.inference.engine.pipelines.looks.words import blend_of
@@ -30,13 +29,9 @@ def test_the_schema_is_valid_and_the_defaults_satisfy_it(pipeline: type[Pipeline
     Draft202012Validator(schema(pipeline)).validate(defaults(pipeline))
 
 
-def test_the_builtins_need_no_weights_to_be_named() -> None:
-    assert {"passthrough", "effects", "comfyui"} <= set(builtin())
-
-
 def test_passthrough_returns_the_frame_itself() -> None:
     frame = VideoFrame(scene(), 42)
-    assert builtin()["passthrough"]().process(frame, {}) is frame
+    assert Passthrough().process(frame, {}) is frame
 
 
 def test_effects_says_that_it_is_no_model() -> None:

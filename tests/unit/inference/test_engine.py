@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.inference.blackbox import BlackBox
 from services.inference.packets import Media
-from tests.support.engine import FRAME, START, EngineChild, decoded, engine, video, wait_for
+from tests.support.engine import FRAME, START, EngineChild, command, decoded, engine, video, wait_for
 
 PIPELINES = ",".join(
     ["passthrough", *(f"tests.support.pipelines:{name}" for name in ("Grey", "Slow", "Broken", "Odd"))]
@@ -173,7 +175,7 @@ def test_odd_sides_are_cropped(child: EngineChild) -> None:
     assert {frame.rgb().shape[:2] for frame in decoded(child.media())} == {(94, 126)}
 
 
-def test_a_pipeline_that_raises_ends_its_session_and_no_other(child: EngineChild) -> None:
+def test_a_pipeline_that_goes_on_raising_ends_its_session_and_no_other(child: EngineChild) -> None:
     child.open("broken", slot=0)
     child.open("grey", slot=1)
     for packet in video(30):
@@ -183,7 +185,7 @@ def test_a_pipeline_that_raises_ends_its_session_and_no_other(child: EngineChild
     (failed,) = child.messages("failed") or (child.until_said("failed"),)
     assert failed.slot == 0
     assert failed.fields["reason"] == "pipeline_failed"
-    assert failed.fields["message"] == "RuntimeError: the tenth frame (after 9 frames)"
+    assert failed.fields["message"] == "RuntimeError: the tenth frame (after 18 frames)"
     assert len([one for one in child.media() if one.slot == 1]) == 30
     if not any(one.slot == 0 for one in child.messages("closed")):
         child.until_said("closed", slot=0)
@@ -250,13 +252,19 @@ def test_the_engine_ignores_an_interrupt(child: EngineChild) -> None:
 
 
 def test_a_pipeline_that_is_not_there_ends_the_engine_with_a_sentence() -> None:
-    command = [sys.executable, "-m", "services.inference.engine", "--fd", "0", "--slots", "1"]
-    command += ["--min-video-kbps", "100", "--max-video-kbps", "8000"]
-    logs = ["--log-format", "console", "--log-level", "warning"]
-    for name, said in (("nothing", "no built-in pipeline"), ("json:loads", "no class of a Pipeline")):
-        ended = subprocess.run(
-            [*command, *logs, "--pipelines", name], check=False, capture_output=True, text=True
-        )
+    for name, said in (("nothing", "no pipeline 'nothing'"), ("json:loads", "no class of a Pipeline")):
+        ours, theirs = socket.socketpair()
+        box, box_file = BlackBox.make(1)
+        with ours, theirs:
+            ended = subprocess.run(
+                command(theirs.fileno(), box_file, name, here={}),
+                check=False,
+                capture_output=True,
+                text=True,
+                pass_fds=[theirs.fileno(), box_file],
+            )
+        os.close(box_file)
+        box.close()
         assert ended.returncode == 1
         assert said in ended.stderr
 

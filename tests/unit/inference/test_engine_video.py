@@ -11,13 +11,14 @@ import pytest
 
 from services.common.media import h264
 from services.inference.engine import stream
-from services.inference.engine.pictures import BitRates
+from services.inference.engine.pictures import SOFTWARE, BitRates
 from services.inference.engine.pipelines.passthrough import Passthrough
+from services.inference.engine.worker import Worker
 from services.inference.packets import Media, Message, Packet
 from services.inference.params import Fold
 from tests.support.awkward import take
 from tests.support.clips import BLUE, RED
-from tests.support.engine import FRAME, START, EngineChild, decoded, engine, video
+from tests.support.engine import FRAME, START, EngineChild, decoded, engine, video, workshop
 
 SECONDS = 2 * 90_000  # between key frames, at most
 
@@ -156,7 +157,7 @@ def test_a_key_frame_is_the_next_picture_after_it_was_asked_for(child: EngineChi
 
 def test_a_picture_that_h264_cannot_have_is_the_pipelines_fault(child: EngineChild) -> None:
     child.open("grey", params={"scale": 4})
-    child.send(*take(times(2), size=(4100, 16)))
+    child.send(*take(times(10), size=(4100, 16)))
     failed = child.until_said("failed")
     assert failed.fields["reason"] == "pipeline_failed"
     assert "16400x64" in failed.fields["message"]
@@ -169,17 +170,27 @@ def test_a_pause_between_two_damaged_pictures_is_no_undecodable_input(
     monkeypatch.setattr(stream, "NO_KEYFRAME_AFTER_S", 0.2)
     monkeypatch.setattr(stream, "PAUSE_S", 0.05)
     said: list[Packet] = []
-    fold = Fold.starting(1, {}, [])
-    one = stream.Stream(0, Passthrough, fold, live=True, bit_rates=BitRates(1, 10**7), send=said.append)
-    working = threading.Thread(target=one.infer, args=(Passthrough(), Passthrough))
-    working.start()
-    for _ in range(2):
-        one.take(Media(0, START, START, False, b"\0\0\0\x01\x41garbage"))
-        time.sleep(0.5)
-    for packet in video(3, start=START + 300 * 90_000):
-        one.take(packet)
-    one.finish()
-    working.join()
-    one.join()
+    over = threading.Event()
+    with workshop() as with_what:
+        one = stream.Stream(
+            0,
+            Passthrough,
+            stream.Opening(Fold.starting(1, {}, []), live=True),
+            complete={},
+            workshop=with_what,
+            bit_rates=BitRates(1, 10**7),
+            equipment=SOFTWARE,
+            send=said.append,
+            over=lambda _: over.set(),
+        )
+        Worker(Passthrough, {}, with_what, why="start", tell=print).serve(one)
+        for _ in range(2):
+            one.take(Media(0, START, START, False, b"\0\0\0\x01\x41garbage"))
+            time.sleep(0.5)
+        for packet in video(3, start=START + 300 * 90_000):
+            one.take(packet)
+        one.finish()
+        assert over.wait(10)
+        one.join()
     assert [packet.type for packet in said if isinstance(packet, Message)][-1] == "finished"
     assert any(isinstance(packet, Media) for packet in said)

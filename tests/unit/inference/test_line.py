@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.common.media.mpegts import Codec
+from services.inference.line import Line
 from services.inference.packets import Media, Packet, Pipe, Sound
-from services.inference.supervisor import Line
 
 PICTURE = Media(0, 0, 0, True, b"picture")
 SOUND = Sound(0, Codec.OPUS, 0, b"sound")

@@ -21,6 +21,7 @@ from services.inference.packets import (
     Message,
     Packet,
     Pipe,
+    Snapshot,
     Sound,
     encode,
 )
@@ -36,7 +37,8 @@ SOUNDS = st.builds(
     Sound, st.integers(0, 65_535), st.sampled_from([Codec.AAC, Codec.OPUS]), TICKS, st.binary(max_size=2000)
 )
 MESSAGES = st.builds(Message, st.text(), st.integers(-1, 65_535), st.dictionaries(st.text(), JSON))
-PACKETS = MEDIA | SOUNDS | MESSAGES
+SNAPSHOTS = st.builds(Snapshot, st.integers(0, 65_535), st.binary(max_size=2000))
+PACKETS = MEDIA | SOUNDS | SNAPSHOTS | MESSAGES
 
 
 def chunked(data: bytes, cuts: Iterable[int]) -> list[bytes]:

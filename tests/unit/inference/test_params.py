@@ -14,6 +14,12 @@ VALUES = st.none() | st.integers(0, 5) | st.dictionaries(st.sampled_from("xy"), 
 PATCHES = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)
 
 
+def applied_at(fold: Fold, pts: int) -> tuple[Fold, tuple[int, ...]]:
+    """After a frame at `pts` that shows all that is due, and which revisions it is the first to show."""
+    fresh = tuple(patch.revision for patch in fold.due(pts))
+    return (fold.show(fresh, pts).settle(), fresh) if fresh else (fold, ())
+
+
 @st.composite
 def revisions(draw: st.DrawFn) -> list[Patch]:
     """Patches of distinct revisions above 1, some with a time, some missing."""
@@ -31,7 +37,7 @@ def test_what_arrives_before_its_time_may_arrive_in_any_order_and_twice(
         fold = fold.add(patch)
     shown: list[int] = []
     for pts in (0, 5, 15, 25, 40):
-        fold, fresh = fold.applied_at(pts)
+        fold, fresh = applied_at(fold, pts)
         shown += fresh
         expected: object = base
         for patch in sorted(patches, key=lambda one: (one.apply_at_pts, one.revision)):
@@ -53,7 +59,7 @@ def test_unscheduled_patches_may_arrive_in_any_order_between_frames(
         fold = fold.add(patch)
         if data.draw(st.booleans()):
             pts += 3
-            fold, _ = fold.applied_at(pts)
+            fold, _ = applied_at(fold, pts)
     expected: object = {"a": 1}
     for patch in patches:
         expected = merge_patch(expected, patch.patch)
@@ -66,40 +72,40 @@ def test_asking_changes_nothing(patches: list[Patch], pts: int) -> None:
     for patch in patches:
         fold = fold.add(patch)
     before = fold.effective(pts)
-    after, _ = fold.applied_at(pts)
+    after, _ = applied_at(fold, pts)
     assert after.effective(pts) == before
-    assert after.applied_at(pts) == (after, ())
+    assert applied_at(after, pts) == (after, ())
 
 
 def test_a_scheduled_patch_is_in_effect_from_its_picture_on() -> None:
     fold = Fold(1, {"a": 1}).add(Patch(2, {"a": 2}, 100)).add(Patch(3, {"b": 3}))
     assert fold.effective(99) == ({"a": 1, "b": 3}, 3)
-    fold, fresh = fold.applied_at(99)
+    fold, fresh = applied_at(fold, 99)
     assert fresh == (3,)
-    fold, fresh = fold.applied_at(100)
+    fold, fresh = applied_at(fold, 100)
     assert fresh == (2,)
     assert fold.effective(100) == ({"a": 2, "b": 3}, 3)
 
 
 def test_a_revision_that_came_late_does_not_undo_a_newer_one() -> None:
-    fold, _ = Fold(1, {}).add(Patch(3, {"a": 3})).applied_at(0)
-    fold, fresh = fold.add(Patch(2, {"a": 2, "b": 2})).applied_at(0)
+    fold, _ = applied_at(Fold(1, {}).add(Patch(3, {"a": 3})), 0)
+    fold, fresh = applied_at(fold.add(Patch(2, {"a": 2, "b": 2})), 0)
     assert fresh == (2,)
     assert fold.effective(0) == ({"a": 3, "b": 2}, 3)
     assert fold.patches == ()  # without a gap there is nothing to keep apart
 
 
 def test_what_was_shown_stays_when_the_clock_steps_back() -> None:
-    fold, _ = Fold(1, {}).add(Patch(2, {"a": 2}, 100)).add(Patch(4, {"b": 4}, 100)).applied_at(100)
+    fold, _ = applied_at(Fold(1, {}).add(Patch(2, {"a": 2}, 100)).add(Patch(4, {"b": 4}, 100)), 100)
     assert fold.effective(0) == ({"a": 2, "b": 4}, 4)
 
 
 def test_a_session_that_moved_has_scheduled_patches_below_its_base() -> None:
     fold = Fold.starting(7, {"a": 7}, [Patch(5, {"b": 5}, 100), Patch(3, {"c": 3}, 50)])
     assert fold.effective(0) == ({"a": 7}, 7)
-    fold, fresh = fold.add(Patch(8, {"b": 8})).applied_at(60)
+    fold, fresh = applied_at(fold.add(Patch(8, {"b": 8})), 60)
     assert fresh == (3, 8)
-    fold, fresh = fold.applied_at(100)
+    fold, fresh = applied_at(fold, 100)
     assert fresh == (5,)
     assert fold == Fold(8, {"a": 7, "c": 3, "b": 5}), "the schedule holds over what was said before its time"
 
@@ -110,8 +116,8 @@ def test_every_outcome_is_known_ahead() -> None:
 
 
 def test_what_is_said_after_a_scheduled_change_took_effect_holds() -> None:
-    fold, _ = Fold(1, {"a": 1}).add(Patch(2, {"a": 2}, 100)).applied_at(100)
-    fold, _ = fold.add(Patch(3, {"a": 3})).applied_at(120)
+    fold, _ = applied_at(Fold(1, {"a": 1}).add(Patch(2, {"a": 2}, 100)), 100)
+    fold, _ = applied_at(fold.add(Patch(3, {"a": 3})), 120)
     assert fold == Fold(3, {"a": 3})
     assert fold.effective(200) == ({"a": 3}, 3)
 
@@ -119,7 +125,7 @@ def test_what_is_said_after_a_scheduled_change_took_effect_holds() -> None:
 def test_a_gap_does_not_grow_without_a_bound() -> None:
     fold = Fold(1, {})
     for revision in range(3, CAPACITY + 100):
-        fold, _ = fold.add(Patch(revision, {"a": revision})).applied_at(0)
+        fold, _ = applied_at(fold.add(Patch(revision, {"a": revision})), 0)
     assert len(fold.patches) <= CAPACITY
     assert fold.effective(0) == ({"a": CAPACITY + 99}, CAPACITY + 99)
 
@@ -139,3 +145,40 @@ def test_parameters_are_objects() -> None:
         Fold(1, wrong)
     with pytest.raises(InvalidError):
         Fold(1, {}).add(Patch(2, wrong))
+
+
+def test_what_has_to_wait_is_not_in_effect_and_what_came_later_is() -> None:
+    fold = Fold(1, {"a": 1}).add(Patch(2, {"a": 2, "b": 2})).add(Patch(3, {"a": 3}))
+    assert fold.with_only((3,), 50) == {"a": 3}
+    fold = fold.show([3], 50).show([2], 70)
+    assert fold.with_only((), 70) == {"a": 3, "b": 2}, (
+        "in the order of the revisions, however they were shown"
+    )
+    assert fold.settle() == Fold(3, {"a": 3, "b": 2})
+
+
+def test_what_was_refused_is_as_if_nobody_had_said_it() -> None:
+    fold = Fold(1, {"a": 1}).add(Patch(2, {"a": 2})).add(Patch(3, {"b": 3}))
+    fold = fold.show([2, 3], 50).refuse(2)
+    assert fold.due(100) == ()
+    assert fold.with_only((), 100) == {"a": 1, "b": 3}
+    assert fold.add(Patch(2, {"a": 2})) is fold, "and it stays refused"
+    assert fold.settle() == Fold(3, {"a": 1, "b": 3})
+
+
+def test_what_is_part_of_the_base_or_unknown_cannot_be_refused() -> None:
+    fold = Fold(3, {"a": 1}).add(Patch(4, {"a": 4}))
+    assert fold.refuse(2) is fold
+    assert fold.refuse(9) is fold
+
+
+def test_what_is_kept_can_still_be_refused_and_what_comes_before_it_settles() -> None:
+    fold = Fold(1, {}).add(Patch(2, {"a": 2})).add(Patch(3, {"a": 3})).show([2, 3], 50).settle(keep=[3])
+    assert (fold.revision, [patch.revision for patch in fold.patches]) == (2, [3])
+    assert fold.refuse(3).with_only((), 60) == {"a": 2}
+
+
+def test_nothing_settles_that_something_unknown_may_come_before() -> None:
+    fold = Fold(1, {}).add(Patch(3, {"a": 3})).show([3], 50)
+    assert fold.settle() is fold
+    assert fold.add(Patch(2, {"a": 2})).show([2], 60).settle() == Fold(3, {"a": 3})

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
+from services.inference import line as line_module
 from services.inference import supervisor as module
+from services.inference.line import Line, SessionFailedError
 from services.inference.packets import Media, Message, Packet
 from services.inference.settings import InferenceSettings
-from services.inference.supervisor import Line, SessionFailedError, Supervisor, supervised
+from services.inference.supervisor import Supervisor, supervised
 from tests.support.engine import video
 
 SLOW = "tests.support.pipelines:Slow"
@@ -78,7 +80,7 @@ async def test_a_full_window_makes_the_feeder_wait() -> None:
         feeding = asyncio.create_task(feed())
         await asyncio.sleep(1)
         feeding.cancel()
-        assert module.WINDOW <= len(fed) < 40
+        assert line_module.WINDOW <= len(fed) < 40
 
 
 async def test_a_killed_engine_fails_its_session_and_is_started_again() -> None:
@@ -119,6 +121,49 @@ async def test_an_engine_that_hangs_is_killed() -> None:
         assert failure.reason == "engine_hung"
         with pytest.raises(SessionFailedError):
             await playing
+
+
+def impatient(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, for the engine itself takes a while to start."""
+    settings = supervisor._settings.model_copy(update={"engine_start_timeout_s": 1.0, "hang_after_s": 0.7})
+    monkeypatch.setattr(supervisor, "_settings", settings)
+
+
+async def test_a_load_that_tells_how_far_it_is_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[Packet] = []
+    async with running("tests.support.pipelines:Moody") as supervisor:
+        impatient(supervisor, monkeypatch)
+        line = await opened(supervisor, received, "moody", model="slower")  # 3.6 s
+        await line.feed(video(1)[0])
+        await line.say("end_of_input")
+        await until(lambda: any(isinstance(one, Media) for one in received))
+        assert not line.failure.done()
+
+
+async def test_a_load_that_tells_nothing_is_a_hang_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running("tests.support.pipelines:Moody") as supervisor:
+        impatient(supervisor, monkeypatch)
+        line = await opened(supervisor, [], "moody", model="silent")
+        failure = await asyncio.wait_for(line.failure, 8)
+        assert (failure.reason, failure.kind, failure.guilty) == ("engine_hung", "hang", True)
+        assert "in load" in failure.message
+
+
+async def test_a_frame_that_does_not_come_back_is_named_though_none_came_out_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running("tests.support.pipelines:Moody,passthrough", slots=2) as supervisor:
+        impatient(supervisor, monkeypatch)
+        line = await opened(supervisor, [], "moody", mishap="hangs")
+        other = supervisor.line(1, lambda _: None)
+        await other.say("open", pipeline="passthrough", revision=1, params={}, scheduled=[], live=False)
+        await line.feed(video(1)[0])
+        failure = await asyncio.wait_for(line.failure, 8)
+        assert (failure.reason, failure.guilty) == ("engine_hung", True)
+        assert "in process, frame 1, pts 90000" in failure.message
+        assert failure.call is not None
+        innocent = await asyncio.wait_for(other.failure, 1)
+        assert (innocent.reason, innocent.guilty) == ("engine_hung", False)
 
 
 async def test_an_input_that_pauses_is_no_hang() -> None:
