@@ -1,0 +1,1 @@
+"""StreamDiffusion: its parameters need no torch, its pipeline (`pipeline.py`) does."""
