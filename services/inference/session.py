@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -16,13 +16,11 @@ from typing import Any, Final
 import structlog
 from aiohttp import ClientSession
 
-from services.common.latest import Latest
 from services.common.lifecycle import background
 from services.common.machine_clock import clock_name
-from services.common.trickle.connection import trickle_session
 from services.common.trickle.publisher import Publisher
 from services.inference.announcer import Announcer
-from services.inference.assignment import Assignment, Report, State
+from services.inference.assignment import Assignment, State
 from services.inference.bypass import Bypass
 from services.inference.control import Control
 from services.inference.deaths import Deaths
@@ -33,7 +31,7 @@ from services.inference.outlet import BRIDGE_LOST, Outlet
 from services.inference.packets import Media, Message, Packet, Snapshot, Sound
 from services.inference.params import Fold, Patch
 from services.inference.remarks import RemarkWriter
-from services.inference.reporting import follow
+from services.inference.reporting import ReportedSession, first_of
 from services.inference.settings import InferenceSettings
 from services.inference.steering import Steering
 from services.inference.supervisor import Supervisor
@@ -43,7 +41,6 @@ from services.inference.voices import Events, Remarks, Wishes
 
 log = structlog.get_logger()
 
-EVENTS_WITHIN_S: Final = 1.0  # after the end, for the last words
 RETURN_WITHIN_S: Final = 600.0  # for the next engine, as long as it says that it loads
 CLOCK: Final = clock_name()
 
@@ -64,8 +61,8 @@ class Voices:
         )
 
 
-class Session:
-    """`report` ends in a terminal state, set when the engine has let go of the session."""
+class Session(ReportedSession):
+    """One on an engine, and on the next one when that dies."""
 
     def __init__(
         self,
@@ -76,15 +73,13 @@ class Session:
         bypass: Bypass | None = None,
     ) -> None:
         """`bypass`: for sound that the pipeline does not process; None: it is no business of the runner's."""
-        self.assignment = assignment
-        self.report = Latest(Report())
+        super().__init__(assignment, voices.events, voices.remarks)
         self.fold = assignment.fold
-        self.stopped = (State.FAILED, "runner_stopped")  # what a cancellation means
         self._supervisor = supervisor
         self._bridge_lost_after_s = settings.bridge_lost_after_s
         self._line: Line | None = None
         self._output = Intake()
-        self._events, self._remarks, self._control = voices.events, voices.remarks, voices.control
+        self._control = voices.control
         self._steering = Steering()
         self._vitals = Vitals(self._tell)
         self._bypass = bypass
@@ -100,38 +95,19 @@ class Session:
         self._finished = asyncio.Event()
         self._failed: asyncio.Future[SessionFailedError] = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> None:
-        """Live until the input has ended, something failed, or the task is cancelled."""
-        state, reason, message = State.FAILED, "internal_error", ""
-        try:
-            state, reason, message = await self._live()
-        except asyncio.CancelledError:
-            state, reason = self.stopped
-            raise
-        finally:
-            try:
-                if self._line is not None:
-                    await self._supervisor.close(self._line)
-            finally:
-                self._vitals.ended()
-                self._end(state, reason, message)
+    async def _let_go(self) -> None:
+        if self._line is not None:
+            await self._supervisor.close(self._line)
 
-    def reports(self, every_s: float) -> AsyncIterator[Report]:
-        """The report now, whenever it changes, and at least every `every_s`; ends with a terminal one."""
-        return follow(self.report, every_s)
+    def _failing(self, reason: str) -> None:
+        self._vitals.failed(reason)
 
-    def ended(self) -> None:
-        """The task is over; if it was cancelled before its first step, `run` could not say so."""
-        if not self.report.value.state.terminal:
-            self._end(*self.stopped, "")
+    def _over(self) -> None:
+        self._vitals.ended()
 
     def finish(self) -> None:
         """Take no more of the input: what is under way comes out, as if it had ended here."""
         self._inlet.finish()
-
-    def _end(self, state: State, reason: str, message: str) -> None:
-        self.report.set(replace(self.report.value, state=state, reason=reason, message=message))
-        log.info("session ended", state=state.name, reason=reason, message=message)
 
     async def update(self, patch: Patch, fold: Fold) -> None:
         """Take a revision in; `fold` is the session's with it."""
@@ -142,26 +118,6 @@ class Session:
                 await self._line.say(
                     "update", revision=patch.revision, patch=patch.patch, apply_at_pts=patch.apply_at_pts
                 )
-
-    async def _live(self) -> tuple[State, str, str]:
-        state, reason, message = State.FINISHED, "", ""
-        async with trickle_session() as http:
-            http.headers.update(self.assignment.headers)
-            async with background(events=self._events.run(http), remarks=self._remarks.run(http)):
-                try:
-                    await self._stream(http)
-                except* SessionFailedError as failures:
-                    first = _first(failures)
-                    state, reason, message = State.FAILED, first.reason, first.message
-                if state is State.FINISHED:
-                    self._events.tell(type="finished")
-                else:
-                    self._vitals.failed(reason)
-                    self._events.tell(type="error", reason=reason, message=message)
-                await asyncio.gather(
-                    self._events.delivered(EVENTS_WITHIN_S), self._remarks.delivered(EVENTS_WITHIN_S)
-                )
-        return state, reason, message
 
     async def _stream(self, http: ClientSession) -> None:
         """Raises SessionFailedError, in a group."""
@@ -190,7 +146,7 @@ class Session:
             try:
                 await self._through_engine(http)
             except* EngineDiedError as deaths:
-                death = _died(deaths)
+                death = first_of(deaths)
             if death is None:
                 return
             self._line = None
@@ -390,16 +346,6 @@ class Session:
                 lost_after_s=self._bridge_lost_after_s,
             )
             await outlet.run()
-
-
-def _first(failures: BaseExceptionGroup[SessionFailedError]) -> SessionFailedError:
-    failure = failures.exceptions[0]
-    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
-
-
-def _died(deaths: BaseExceptionGroup[EngineDiedError]) -> EngineDiedError:
-    death = deaths.exceptions[0]
-    return _died(death) if isinstance(death, BaseExceptionGroup) else death
 
 
 async def _raises(failure: asyncio.Future[SessionFailedError] | asyncio.Future[EngineDiedError]) -> None:

@@ -6,57 +6,31 @@ It moves only when a picture is done and never by itself, so that it does not wr
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from sluice.authoring.run import Report, told
+from sluice.bar import Bar
 
 EVERY_S: Final = 0.1
 SAYINGS_SHOWN: Final = 3
 
 
-class Display:
-    """A bar over the clip's media time, on stderr, if that is a terminal."""
+class Display(Bar):
+    """The bar of a clip that is processed here."""
 
     def __init__(self, console: Console, *, title: str, duration_s: float | None) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[facts]}"),
-            console=console,
-            disable=not console.is_terminal,
-            auto_refresh=False,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._progress.add_task(title, total=duration_s, facts="")
+        super().__init__(console, title=title, duration_s=duration_s, moves_by_itself=False)
         self._next_s = 0.0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def say(self, line: str) -> None:
-        """Print a line that stays, above the bar."""
-        self._progress.console.print(line, highlight=False, markup=False)
 
     def show(self, *, media_s: float, fps: float, process_ms: float) -> None:
         """Move the bar to `media_s` of the clip."""
         now_s = time.monotonic()
         if now_s >= self._next_s:
             self._next_s = now_s + EVERY_S
-            facts = f"{fps:.1f} fps  process {process_ms:.1f} ms"
-            self._progress.update(self._task, completed=media_s, facts=facts, refresh=True)
+            self.move(media_s, f"{fps:.1f} fps", f"process {process_ms:.1f} ms")
 
 
 def summary(report: Report) -> Table:

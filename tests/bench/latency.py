@@ -9,32 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from services.common import lifecycle
 from services.common.errors import SluiceError
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.codec import VideoEncoder
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Demuxer, Muxer
 from services.common.trickle.connection import trickle_session
 from services.common.trickle.publisher import Publisher
-from services.common.trickle.registry import Registry
-from services.common.trickle.server import serve_trickle, trickle_app
 from services.common.trickle.subscriber import Subscriber
 from sluice.client import ApiError, SluiceClient
 from tests.bench.figures import Figure, percentile, show
-from tests.support.stack import Stack, free_ports, running
+from tests.support.stack import Stack, running
+from tests.support.trickle_process import channels
 
 SIDE: Final = 512
 FPS: Final = 30
@@ -140,34 +135,6 @@ async def through_the_platform(stack: Stack, units: list[AccessUnit]) -> tuple[J
 # --- the alternative
 
 
-def serve_channels(tell: Connection) -> None:
-    """Two channels on our own server, in a process of their own."""
-
-    async def serve() -> None:
-        registry = Registry()
-        for name in ("in", "out"):
-            registry.open(name, content_type="video/MP2T", read_alias=name, write_alias=name)
-        (port,) = free_ports(1)
-        async with serve_trickle(trickle_app(registry), f"127.0.0.1:{port}", 1.0):
-            tell.send(f"http://127.0.0.1:{port}")
-            await asyncio.Event().wait()
-
-    lifecycle.run(serve())
-
-
-@contextmanager
-def channels() -> Iterator[str]:
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve_channels, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        assert ours.poll(20), "the trickle server did not start"
-        yield ours.recv()
-    finally:
-        process.kill()
-        process.join()
-
-
 async def through_libav(url: str, units: list[AccessUnit]) -> Journey:
     journey = Journey()
     runner = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.bench.libav_runner", url)
@@ -225,7 +192,7 @@ def main() -> None:
     units = clip()
     rate = sum(len(unit.data) for unit in units) * 8 / SECONDS / 1e6
     sys.stderr.write(f"{len(units)} pictures of {SIDE}x{SIDE}, {rate:.2f} Mbit/s\n")
-    with channels() as url:
+    with channels("in", "out") as url:
         theirs = asyncio.run(through_libav(url, units))
     sys.stderr.write(f"through libav: {len(theirs.received_s)} came back\n")
     with (

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import venv
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
@@ -27,18 +25,16 @@ import psutil
 
 from protos.inference.v1 import runner_pb2, runner_pb2_grpc
 from protos.ingest.v1 import bridge_pb2
-from services.common import lifecycle
 from services.common.errors import SluiceError
 from services.common.grpc_client import call, channel
 from services.common.media.mpegts import AccessUnit
 from services.common.trickle.connection import trickle_session
 from services.common.trickle.publisher import Publisher
-from services.common.trickle.registry import Registry
-from services.common.trickle.server import serve_trickle, trickle_app
 from services.common.trickle.subscriber import Subscriber
 from tests.bench.latency import FPS, Journey, Viewer, paced
 from tests.support.nats import nats_server
 from tests.support.stack import free_ports
+from tests.support.trickle_process import channels
 
 PACKAGES: Final = ("pytrickle==0.1.6", "av==14.2.0", "nvidia-ml-py==13.615.71")
 PROGRAM: Final = Path(__file__).with_name("pytrickle_runner.py")
@@ -93,37 +89,6 @@ def _has_pytrickle(python: Path) -> bool:
 def _check(python: Path) -> None:
     program = "import av, pytrickle; assert av.__version__ < '15', av.__version__"
     subprocess.run([str(python), "-c", program], check=True, timeout=60, stderr=subprocess.DEVNULL)
-
-
-# --- the channels
-
-
-def _serve_channels(tell: Connection) -> None:
-    async def serve() -> None:
-        registry = Registry()
-        for name in CHANNELS:
-            registry.open(name, read_alias=name, write_alias=name)
-        (port,) = free_ports(1)
-        async with serve_trickle(trickle_app(registry), f"127.0.0.1:{port}", 1.0):
-            tell.send(f"http://127.0.0.1:{port}")
-            await asyncio.Event().wait()
-
-    lifecycle.run(serve())
-
-
-@contextmanager
-def channels() -> Iterator[str]:
-    """Channels on our own server, in a process of their own, until the block ends; yields its address."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve_channels, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        assert ours.poll(20), "the trickle server did not start"
-        yield ours.recv()
-    finally:
-        process.kill()
-        process.join()
 
 
 # --- the runners
@@ -280,12 +245,12 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 async def ours(units: list[AccessUnit]) -> Run:
-    with channels() as url:
+    with channels(*CHANNELS) as url:
         async with our_runner(url) as process:
             return await through(url, process, units)
 
 
 async def theirs(units: list[AccessUnit], python: Path) -> Run:
-    with channels() as url:
+    with channels(*CHANNELS) as url:
         async with their_runner(url, python) as process:
             return await through(url, process, units)

@@ -7,7 +7,6 @@ through here, and whatever the container does, or does not, the session ends wit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,9 +17,9 @@ from prometheus_client import Counter
 from services.common.errors import ExhaustedError, InvalidError, SluiceError
 from services.common.latest import Latest
 from services.common.lifecycle import background
-from services.common.trickle.connection import TRANSPORT_ERRORS, trickle_session
+from services.common.trickle.connection import TRANSPORT_ERRORS
 from services.inference.announcer import Announcer
-from services.inference.assignment import Assignment, Report, State
+from services.inference.assignment import Assignment, State
 from services.inference.container import dialect
 from services.inference.container.channels import ContainerChannels
 from services.inference.container.client import ContainerClient, Status
@@ -29,7 +28,7 @@ from services.inference.container.watching import InputClock, OutputWatch
 from services.inference.line import CRASHED, SessionFailedError
 from services.inference.params import Fold, Patch
 from services.inference.remarks import RemarkWriter
-from services.inference.reporting import follow
+from services.inference.reporting import ReportedSession
 from services.inference.settings import InferenceSettings
 
 log = structlog.get_logger()
@@ -40,7 +39,6 @@ UNREAD: Final = Counter(
 FAILED: Final = "pipeline_failed"
 KEEP_ALIVE_S: Final = 2.0
 START_AGAIN_S: Final = 0.5
-EVENTS_WITHIN_S: Final = 1.0  # after the end, for the last words
 WIND_DOWN_S: Final = 8.0  # from the end of the input; PyTrickle gives itself 7 s to flush
 ENDS_WITH_INPUT_S: Final = 1.0  # it may have seen the end of the input before we did
 POKE_S: Final = 0.2  # it may notice its end only when something comes on `control`
@@ -57,8 +55,8 @@ class Container:
     schema: dict[str, Any]
 
 
-class ContainerSession:
-    """`report` ends in a terminal state, set when the container was told to let go of the session."""
+class ContainerSession(ReportedSession):
+    """One that the container was asked to take."""
 
     def __init__(
         self,
@@ -67,15 +65,11 @@ class ContainerSession:
         channels: ContainerChannels,
         settings: InferenceSettings,
     ) -> None:
-        self.assignment = assignment
-        self.report = Latest(Report())
-        self.stopped = (State.FAILED, "runner_stopped")  # what a cancellation means
+        at = assignment.channels
+        super().__init__(assignment, Announcer(at.events), RemarkWriter(at.data))
         self._container = container
         self._channels = channels
         self._settings = settings
-        at = assignment.channels
-        self._events = Announcer(at.events)
-        self._remarks = RemarkWriter(at.data)
         self._clock = InputClock(at.in_, at.start, settings.bridge_lost_after_s)
         self._output = OutputWatch(
             at.out,
@@ -94,56 +88,15 @@ class ContainerSession:
     def fold(self, fold: Fold) -> None:
         self._steering.fold = fold
 
-    async def run(self) -> None:
-        """Live until the input has ended, something failed, or the task is cancelled."""
-        state, reason, message = State.FAILED, "internal_error", ""
-        try:
-            state, reason, message = await self._live()
-        except asyncio.CancelledError:
-            state, reason = self.stopped
-            raise
-        finally:
-            try:
-                await self._let_go()
-            finally:
-                self._channels.close()
-                self._end(state, reason, message)
+    def _failing(self, reason: str) -> None:
+        self._events.tell(type="health", state="error", cause=reason)
+
+    def _over(self) -> None:
+        self._channels.close()
 
     async def update(self, patch: Patch, fold: Fold) -> None:
         """Take a revision in; `fold` is the session's with it. It is sent when it is due."""
         self._steering.take(fold)
-
-    def reports(self, every_s: float) -> AsyncIterator[Report]:
-        return follow(self.report, every_s)
-
-    def ended(self) -> None:
-        """The task is over; if it was cancelled before its first step, `run` could not say so."""
-        if not self.report.value.state.terminal:
-            self._channels.close()
-            self._end(*self.stopped, "")
-
-    def _end(self, state: State, reason: str, message: str) -> None:
-        self.report.set(replace(self.report.value, state=state, reason=reason, message=message))
-        log.info("session ended", state=state.name, reason=reason, message=message)
-
-    async def _live(self) -> tuple[State, str, str]:
-        state, reason, message = State.FINISHED, "", ""
-        async with trickle_session() as http:
-            http.headers.update(self.assignment.headers)
-            async with background(events=self._events.run(http), remarks=self._remarks.run(http)):
-                try:
-                    await self._stream(http)
-                except* SessionFailedError as failures:
-                    first = _first(failures)
-                    state, reason, message = State.FAILED, first.reason, first.message
-                if state is State.FINISHED:
-                    self._events.tell(type="finished")
-                else:
-                    self._events.tell(type="error", reason=reason, message=message)
-                await asyncio.gather(
-                    self._events.delivered(EVENTS_WITHIN_S), self._remarks.delivered(EVENTS_WITHIN_S)
-                )
-        return state, reason, message
 
     async def _stream(self, http: ClientSession) -> None:
         """Raises SessionFailedError, in a group."""
@@ -275,8 +228,3 @@ class ContainerSession:
             await self._container.client.stop(self._settings.detach_timeout_s)
         except SluiceError as error:
             log.warning("the container was not stopped", error=error.message)
-
-
-def _first(failures: BaseExceptionGroup[SessionFailedError]) -> SessionFailedError:
-    failure = failures.exceptions[0]
-    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
