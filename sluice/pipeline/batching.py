@@ -86,7 +86,8 @@ class Batcher(Generic[In, Out]):
 
     A batch starts when everybody who takes part waits, when as many wait as is worth while, or when the
     first has waited for `wait_s` since the batcher was free. `run` returns as many results as it gets items,
-    in their order, and returns only when they are there: how long it takes is measured.
+    in their order, and returns only when they are there: how long it takes is measured. When it raises for
+    several, it is called again for each of them alone.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Batcher(Generic[In, Out]):
             self._changed.notify_all()
 
     def __call__(self, item: In) -> Out:
-        """Wait for the item's batch; what `run` raises is raised here, in each caller of that batch.
+        """Wait for the item's batch; what `run` raises for the item is raised here.
 
         Raises RuntimeError when the batcher is closed.
         """
@@ -162,12 +163,25 @@ class Batcher(Generic[In, Out]):
             started = self._clock()
             results = self._run([one.item for one in batch])
             self._throughput.record(len(batch), self._clock() - started)
-        except BaseException as error:  # noqa: BLE001 - it is the callers', and is raised in each of them
-            _refuse(batch, error)
+        except BaseException as error:  # noqa: BLE001 - it is the caller's, and is raised there
+            if len(batch) == 1:
+                _refuse(batch, error)
+            else:
+                self._serve_apart(batch)
         else:
             _give(batch, results)
         self._free_since = time.monotonic()
         return True
+
+    def _serve_apart(self, batch: Sequence[_Waiting[In, Out]]) -> None:
+        """The batch failed: one stream's item, or one too many of them, is not the others' fault."""
+        for one in batch:
+            try:
+                results = self._run([one.item])
+            except BaseException as error:  # noqa: BLE001 - as above
+                _refuse([one], error)
+            else:
+                _give([one], results)
 
     def _next(self) -> list[_Waiting[In, Out]]:
         """Wait for the next batch; none is the end."""

@@ -158,10 +158,13 @@ def test_two_streams_that_began_out_of_step_come_to_share_their_batches(
     batcher.close()
 
 
-def test_what_goes_wrong_is_raised_in_each_stream_of_the_batch_and_in_no_other(
+def test_what_goes_wrong_is_raised_in_the_stream_whose_item_it_is_and_in_no_other(
     streams: ThreadPoolExecutor,
 ) -> None:
+    batches: list[int] = []
+
     def run(items: Sequence[int]) -> list[int]:
+        batches.append(len(items))
         return [100 // item for item in items]
 
     batcher = Batcher[int, int](run, largest=2, wait_s=NEVER_S)
@@ -169,9 +172,10 @@ def test_what_goes_wrong_is_raised_in_each_stream_of_the_batch_and_in_no_other(
     batcher.join()
     asked = ask_in_order(streams, batcher, [5])
     asked.append(streams.submit(batcher, 0))
-    for future in asked:
-        with pytest.raises(ZeroDivisionError):
-            future.result(20)
+    assert asked[0].result(20) == 20
+    with pytest.raises(ZeroDivisionError):
+        asked[1].result(20)
+    assert batches == [2, 1, 1]
     after = [streams.submit(batcher, item) for item in (5, 10)]
     assert [future.result(20) for future in after] == [20, 10]
     batcher.close()
@@ -367,7 +371,7 @@ def test_the_measured_seconds_decide_in_a_batcher_too(streams: ThreadPoolExecuto
 def test_each_stream_gets_what_was_made_of_its_own_items(
     streams: list[list[int]], largest: int, joined: list[bool]
 ) -> None:
-    """An item that is 0 fails, and with it its batch; nobody is ever given somebody else's."""
+    """An item that is 0 fails, and no other; nobody is ever given somebody else's."""
     batches: list[int] = []
 
     def run(items: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -382,11 +386,11 @@ def test_each_stream_gets_what_was_made_of_its_own_items(
         if joined[stream]:
             batcher.join()
         for item in streams[stream]:
-            try:
+            if item == 0:
+                with pytest.raises(LookupError):
+                    batcher((stream, item))
+            else:
                 assert batcher((stream, item)) == (stream, 7 * item)
-                assert item != 0
-            except LookupError:
-                pass
         if joined[stream]:
             batcher.leave()
 
@@ -394,7 +398,7 @@ def test_each_stream_gets_what_was_made_of_its_own_items(
         for served in [pool.submit(serve, stream) for stream in range(len(streams))]:
             served.result(20)
     batcher.close()
-    assert sum(batches) == sum(map(len, streams))
+    assert sum(batches) >= sum(map(len, streams))
     assert max(batches, default=1) <= min(largest, len(streams))
 
 
