@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/events/v1/events.proto\x12\x10sluice.events.v1\"\x81\x01\n\rPipelineOffer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x15\n\rparams_schema\x18\x04 \x01(\t\x12\x17\n\x0fprocesses_audio\x18\x05 \x01(\x08\x12\x0c\n\x04warm\x18\x06 \x01(\x08\"\xa2\x02\n\x0cRunnerAdvert\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\x05\x12\x32\n\tpipelines\x18\x05 \x03(\x0b\x32\x1f.sluice.events.v1.PipelineOffer\x12\x0e\n\x06region\x18\x06 \x01(\t\x12\x11\n\tgpu_class\x18\x07 \x01(\t\x12:\n\x06labels\x18\x08 \x03(\x0b\x32*.sluice.events.v1.RunnerAdvert.LabelsEntry\x12\x0f\n\x07version\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\tSlotClaim\x12\x0c\n\x04slot\x18\x01 \x01(\x05\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x15\n\rsession_epoch\x18\x03 \x01(\x03\x12\x12\n\nslot_epoch\x18\x04 \x01(\x03\"\x87\x01\n\tHeartbeat\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.sluice.events.v1.RunnerState\x12+\n\x06\x63laims\x18\x04 \x03(\x0b\x32\x1b.sluice.events.v1.SlotClaim\"?\n\x04Slot\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x17\n\x0fgranted_unix_ms\x18\x03 \x01(\x03\"D\n\x07Replica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x17\n\x0fstarted_unix_ms\x18\x03 \x01(\x03\"\xeb\x01\n\x0cSessionEvent\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07unix_ms\x18\x06 \x01(\x03\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12<\n\x07\x64\x65tails\x18\x08 \x03(\x0b\x32+.sluice.events.v1.SessionEvent.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe0\x02\n\x0bUsageWindow\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0b\n\x03seq\x18\x04 \x01(\x03\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x0e\n\x06stream\x18\x06 \x01(\t\x12\x10\n\x08pipeline\x18\x07 \x01(\t\x12\x0f\n\x07\x66rom_ms\x18\x08 \x01(\x03\x12\r\n\x05to_ms\x18\t \x01(\x03\x12\x0c\n\x04unit\x18\n \x01(\t\x12\x10\n\x08quantity\x18\x0b \x01(\x03\x12\r\n\x05\x66inal\x18\x0c \x01(\x08\x12\x12\n\nend_reason\x18\r \x01(\t\x12\x11\n\tframes_in\x18\x0e \x01(\x03\x12\x12\n\nframes_out\x18\x0f \x01(\x03\x12\x16\n\x0e\x66rames_dropped\x18\x10 \x01(\x03\x12\x0e\n\x06runner\x18\x11 \x01(\t\x12\x0e\n\x06source\x18\x12 \x01(\t\x12\x0f\n\x07unix_ms\x18\x13 \x01(\x03\x12\x13\n\x0btraceparent\x18\x14 \x01(\t\"\x1d\n\x0eUsageConfirmed\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\x1c\n\nKeyRevoked\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"K\n\nJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x10\n\x08pipeline\x18\x03 \x01(\t\x12\x0e\n\x06params\x18\x04 \x01(\t*y\n\x0bRunnerState\x12\x1c\n\x18RUNNER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15RUNNER_STATE_STARTING\x10\x01\x12\x16\n\x12RUNNER_STATE_READY\x10\x02\x12\x19\n\x15RUNNER_STATE_DRAINING\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/events/v1/events.proto\x12\x10sluice.events.v1\"\x81\x01\n\rPipelineOffer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x15\n\rparams_schema\x18\x04 \x01(\t\x12\x17\n\x0fprocesses_audio\x18\x05 \x01(\x08\x12\x0c\n\x04warm\x18\x06 \x01(\x08\"\xbc\x02\n\x0cRunnerAdvert\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\x05\x12\x32\n\tpipelines\x18\x05 \x03(\x0b\x32\x1f.sluice.events.v1.PipelineOffer\x12\x0e\n\x06region\x18\x06 \x01(\t\x12\x11\n\tgpu_class\x18\x07 \x01(\t\x12:\n\x06labels\x18\x08 \x03(\x0b\x32*.sluice.events.v1.RunnerAdvert.LabelsEntry\x12\x0f\n\x07version\x18\t \x01(\t\x12\x18\n\x10micro_per_second\x18\n \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\tSlotClaim\x12\x0c\n\x04slot\x18\x01 \x01(\x05\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x15\n\rsession_epoch\x18\x03 \x01(\x03\x12\x12\n\nslot_epoch\x18\x04 \x01(\x03\"\x99\x01\n\tHeartbeat\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.sluice.events.v1.RunnerState\x12+\n\x06\x63laims\x18\x04 \x03(\x0b\x32\x1b.sluice.events.v1.SlotClaim\x12\x10\n\x08\x66rame_us\x18\x05 \x01(\x03\"?\n\x04Slot\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x17\n\x0fgranted_unix_ms\x18\x03 \x01(\x03\"O\n\x0bRunnerFault\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x8b\x01\n\x06Waiter\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x17\n\x0f\x61rrived_unix_ms\x18\x04 \x01(\x03\x12\x15\n\runtil_unix_ms\x18\x05 \x01(\x03\x12\x0e\n\x06router\x18\x06 \x01(\t\x12\x0c\n\x04wish\x18\x07 \x01(\t\"D\n\x07Replica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x17\n\x0fstarted_unix_ms\x18\x03 \x01(\x03\"\xeb\x01\n\x0cSessionEvent\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07unix_ms\x18\x06 \x01(\x03\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12<\n\x07\x64\x65tails\x18\x08 \x03(\x0b\x32+.sluice.events.v1.SessionEvent.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe0\x02\n\x0bUsageWindow\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0b\n\x03seq\x18\x04 \x01(\x03\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x0e\n\x06stream\x18\x06 \x01(\t\x12\x10\n\x08pipeline\x18\x07 \x01(\t\x12\x0f\n\x07\x66rom_ms\x18\x08 \x01(\x03\x12\r\n\x05to_ms\x18\t \x01(\x03\x12\x0c\n\x04unit\x18\n \x01(\t\x12\x10\n\x08quantity\x18\x0b \x01(\x03\x12\r\n\x05\x66inal\x18\x0c \x01(\x08\x12\x12\n\nend_reason\x18\r \x01(\t\x12\x11\n\tframes_in\x18\x0e \x01(\x03\x12\x12\n\nframes_out\x18\x0f \x01(\x03\x12\x16\n\x0e\x66rames_dropped\x18\x10 \x01(\x03\x12\x0e\n\x06runner\x18\x11 \x01(\t\x12\x0e\n\x06source\x18\x12 \x01(\t\x12\x0f\n\x07unix_ms\x18\x13 \x01(\x03\x12\x13\n\x0btraceparent\x18\x14 \x01(\t\"\x1d\n\x0eUsageConfirmed\x12\x0b\n\x03ids\x18\x01 \x03(\t\"\x1c\n\nKeyRevoked\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"K\n\nJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x10\n\x08pipeline\x18\x03 \x01(\t\x12\x0e\n\x06params\x18\x04 \x01(\t*y\n\x0bRunnerState\x12\x1c\n\x18RUNNER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15RUNNER_STATE_STARTING\x10\x01\x12\x16\n\x12RUNNER_STATE_READY\x10\x02\x12\x19\n\x15RUNNER_STATE_DRAINING\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,32 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNNERADVERT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_SESSIONEVENT_DETAILSENTRY']._loaded_options = None
   _globals['_SESSIONEVENT_DETAILSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNNERSTATE']._serialized_start=1567
-  _globals['_RUNNERSTATE']._serialized_end=1688
+  _globals['_RUNNERSTATE']._serialized_start=1834
+  _globals['_RUNNERSTATE']._serialized_end=1955
   _globals['_PIPELINEOFFER']._serialized_start=52
   _globals['_PIPELINEOFFER']._serialized_end=181
   _globals['_RUNNERADVERT']._serialized_start=184
-  _globals['_RUNNERADVERT']._serialized_end=474
-  _globals['_RUNNERADVERT_LABELSENTRY']._serialized_start=429
-  _globals['_RUNNERADVERT_LABELSENTRY']._serialized_end=474
-  _globals['_SLOTCLAIM']._serialized_start=476
-  _globals['_SLOTCLAIM']._serialized_end=561
-  _globals['_HEARTBEAT']._serialized_start=564
-  _globals['_HEARTBEAT']._serialized_end=699
-  _globals['_SLOT']._serialized_start=701
-  _globals['_SLOT']._serialized_end=764
-  _globals['_REPLICA']._serialized_start=766
-  _globals['_REPLICA']._serialized_end=834
-  _globals['_SESSIONEVENT']._serialized_start=837
-  _globals['_SESSIONEVENT']._serialized_end=1072
-  _globals['_SESSIONEVENT_DETAILSENTRY']._serialized_start=1026
-  _globals['_SESSIONEVENT_DETAILSENTRY']._serialized_end=1072
-  _globals['_USAGEWINDOW']._serialized_start=1075
-  _globals['_USAGEWINDOW']._serialized_end=1427
-  _globals['_USAGECONFIRMED']._serialized_start=1429
-  _globals['_USAGECONFIRMED']._serialized_end=1458
-  _globals['_KEYREVOKED']._serialized_start=1460
-  _globals['_KEYREVOKED']._serialized_end=1488
-  _globals['_JOBREQUEST']._serialized_start=1490
-  _globals['_JOBREQUEST']._serialized_end=1565
+  _globals['_RUNNERADVERT']._serialized_end=500
+  _globals['_RUNNERADVERT_LABELSENTRY']._serialized_start=455
+  _globals['_RUNNERADVERT_LABELSENTRY']._serialized_end=500
+  _globals['_SLOTCLAIM']._serialized_start=502
+  _globals['_SLOTCLAIM']._serialized_end=587
+  _globals['_HEARTBEAT']._serialized_start=590
+  _globals['_HEARTBEAT']._serialized_end=743
+  _globals['_SLOT']._serialized_start=745
+  _globals['_SLOT']._serialized_end=808
+  _globals['_RUNNERFAULT']._serialized_start=810
+  _globals['_RUNNERFAULT']._serialized_end=889
+  _globals['_WAITER']._serialized_start=892
+  _globals['_WAITER']._serialized_end=1031
+  _globals['_REPLICA']._serialized_start=1033
+  _globals['_REPLICA']._serialized_end=1101
+  _globals['_SESSIONEVENT']._serialized_start=1104
+  _globals['_SESSIONEVENT']._serialized_end=1339
+  _globals['_SESSIONEVENT_DETAILSENTRY']._serialized_start=1293
+  _globals['_SESSIONEVENT_DETAILSENTRY']._serialized_end=1339
+  _globals['_USAGEWINDOW']._serialized_start=1342
+  _globals['_USAGEWINDOW']._serialized_end=1694
+  _globals['_USAGECONFIRMED']._serialized_start=1696
+  _globals['_USAGECONFIRMED']._serialized_end=1725
+  _globals['_KEYREVOKED']._serialized_start=1727
+  _globals['_KEYREVOKED']._serialized_end=1755
+  _globals['_JOBREQUEST']._serialized_start=1757
+  _globals['_JOBREQUEST']._serialized_end=1832
 # @@protoc_insertion_point(module_scope)

@@ -115,6 +115,7 @@ class RunnerAdvert(_message.Message):
     GPU_CLASS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    MICRO_PER_SECOND_FIELD_NUMBER: _builtins.int
     runner: _builtins.str
     boot_id: _builtins.str
     """new with every process"""
@@ -125,6 +126,8 @@ class RunnerAdvert(_message.Message):
     gpu_class: _builtins.str
     """"cpu" where there is no GPU"""
     version: _builtins.str
+    micro_per_second: _builtins.int
+    """what a second of a slot costs here; 0: nobody said"""
     @_builtins.property
     def pipelines(self) -> _containers.RepeatedCompositeFieldContainer[Global___PipelineOffer]: ...
     @_builtins.property
@@ -141,10 +144,11 @@ class RunnerAdvert(_message.Message):
         gpu_class: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         version: _builtins.str = ...,
+        micro_per_second: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "gpu_class", b"gpu_class", "labels", b"labels", "pipelines", b"pipelines", "region", b"region", "runner", b"runner", "slots", b"slots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "gpu_class", b"gpu_class", "labels", b"labels", "micro_per_second", b"micro_per_second", "pipelines", b"pipelines", "region", b"region", "runner", b"runner", "slots", b"slots", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -188,9 +192,12 @@ class Heartbeat(_message.Message):
     BOOT_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CLAIMS_FIELD_NUMBER: _builtins.int
+    FRAME_US_FIELD_NUMBER: _builtins.int
     runner: _builtins.str
     boot_id: _builtins.str
     state: Global___RunnerState.ValueType
+    frame_us: _builtins.int
+    """that a frame took lately, to two significant digits; 0: not known"""
     @_builtins.property
     def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotClaim]:
         """the slots that are taken, by whom"""
@@ -202,10 +209,11 @@ class Heartbeat(_message.Message):
         boot_id: _builtins.str = ...,
         state: Global___RunnerState.ValueType = ...,
         claims: _abc.Iterable[Global___SlotClaim] | None = ...,
+        frame_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "claims", b"claims", "runner", b"runner", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "claims", b"claims", "frame_us", b"frame_us", "runner", b"runner", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,6 +247,78 @@ class Slot(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Slot: _TypeAlias = Slot  # noqa: Y015
+
+@_typing.final
+class RunnerFault(_message.Message):
+    """Core subject `sluice.runner_fault.<runner>`: a session was moved away because the runner failed it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNER_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    runner: _builtins.str
+    boot_id: _builtins.str
+    session: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        runner: _builtins.str = ...,
+        boot_id: _builtins.str = ...,
+        session: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "reason", b"reason", "runner", b"runner", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunnerFault: _TypeAlias = RunnerFault  # noqa: Y015
+
+@_typing.final
+class Waiter(_message.Message):
+    """KV `waiters`, key = `<100 - priority>.<arrival in us>.<session>`, in the order of service; TTL, renewed by its
+    router.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ARRIVED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
+    ROUTER_FIELD_NUMBER: _builtins.int
+    WISH_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    pipeline: _builtins.str
+    priority: _builtins.int
+    arrived_unix_ms: _builtins.int
+    until_unix_ms: _builtins.int
+    router: _builtins.str
+    wish: _builtins.str
+    """what it requires and excludes, as canonical JSON: other routers leave it a slot that fits"""
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        pipeline: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        arrived_unix_ms: _builtins.int = ...,
+        until_unix_ms: _builtins.int = ...,
+        router: _builtins.str = ...,
+        wish: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_unix_ms", b"arrived_unix_ms", "pipeline", b"pipeline", "priority", b"priority", "router", b"router", "session", b"session", "until_unix_ms", b"until_unix_ms", "wish", b"wish"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Waiter: _TypeAlias = Waiter  # noqa: Y015
 
 @_typing.final
 class Replica(_message.Message):

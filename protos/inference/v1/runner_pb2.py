@@ -26,51 +26,51 @@ from protos.events.v1 import events_pb2 as protos_dot_events_dot_v1_dot_events__
 from protos.ingest.v1 import bridge_pb2 as protos_dot_ingest_dot_v1_dot_bridge__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/inference/v1/runner.proto\x12\x13sluice.inference.v1\x1a\x1dprotos/events/v1/events.proto\x1a\x1dprotos/ingest/v1/bridge.proto\"\xb2\x02\n\rAttachRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rsession_epoch\x18\x02 \x01(\x03\x12\x0c\n\x04slot\x18\x03 \x01(\x05\x12\x12\n\nslot_epoch\x18\x04 \x01(\x03\x12,\n\x08\x63hannels\x18\x05 \x01(\x0b\x32\x1a.sluice.ingest.v1.Channels\x12\x10\n\x08pipeline\x18\x06 \x01(\t\x12\x0e\n\x06params\x18\x07 \x01(\t\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12/\n\x08\x64\x65livery\x18\t \x01(\x0e\x32\x1d.sluice.inference.v1.Delivery\x12\x15\n\rpaid_until_ms\x18\n \x01(\x03\x12-\n\tscheduled\x18\x0b \x03(\x0b\x32\x1a.sluice.inference.v1.Patch\"\x10\n\x0e\x41ttachResponse\"b\n\rRebindRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nslot_epoch\x18\x02 \x01(\x03\x12,\n\x08\x63hannels\x18\x03 \x01(\x0b\x32\x1a.sluice.ingest.v1.Channels\"\x10\n\x0eRebindResponse\">\n\x05Patch\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\r\n\x05patch\x18\x02 \x01(\t\x12\x14\n\x0c\x61pply_at_pts\x18\x03 \x01(\x03\"_\n\rUpdateRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nslot_epoch\x18\x02 \x01(\x03\x12)\n\x05patch\x18\x03 \x01(\x0b\x32\x1a.sluice.inference.v1.Patch\"!\n\x0eUpdateResponse\x12\x0f\n\x07\x61pplies\x18\x01 \x01(\t\"D\n\rDetachRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nslot_epoch\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0e\x44\x65tachResponse\"\x11\n\x0f\x44\x65scribeRequest\"n\n\x10\x44\x65scribeResponse\x12.\n\x06\x61\x64vert\x18\x01 \x01(\x0b\x32\x1e.sluice.events.v1.RunnerAdvert\x12*\n\x05state\x18\x02 \x01(\x0b\x32\x1b.sluice.events.v1.Heartbeat\"#\n\x0c\x44rainRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\x05\"\x0f\n\rDrainResponse\"3\n\x0cWatchRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nslot_epoch\x18\x02 \x01(\x03\"\xbf\x02\n\nSlotReport\x12\x34\n\x05state\x18\x01 \x01(\x0e\x32%.sluice.inference.v1.SlotReport.State\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0e\x66rames_decoded\x18\x04 \x01(\x03\x12\x17\n\x0f\x66rames_inferred\x18\x05 \x01(\x03\x12\x16\n\x0e\x66rames_dropped\x18\x06 \x01(\x03\x12\x10\n\x08infer_ms\x18\x07 \x01(\x01\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x12\n\x0eSTATE_FINISHED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x12\n\x0eSTATE_DETACHED\x10\x05\">\n\rRunJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0e\n\x06params\x18\x03 \x01(\t\",\n\x08JobEvent\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\x0e\n\x06result\x18\x02 \x01(\t*N\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x11\n\rDELIVERY_LIVE\x10\x01\x12\x15\n\x11\x44\x45LIVERY_COMPLETE\x10\x02\x32\x9b\x05\n\x06Runner\x12Q\n\x06\x41ttach\x12\".sluice.inference.v1.AttachRequest\x1a#.sluice.inference.v1.AttachResponse\x12Q\n\x06Rebind\x12\".sluice.inference.v1.RebindRequest\x1a#.sluice.inference.v1.RebindResponse\x12Q\n\x06Update\x12\".sluice.inference.v1.UpdateRequest\x1a#.sluice.inference.v1.UpdateResponse\x12Q\n\x06\x44\x65tach\x12\".sluice.inference.v1.DetachRequest\x1a#.sluice.inference.v1.DetachResponse\x12W\n\x08\x44\x65scribe\x12$.sluice.inference.v1.DescribeRequest\x1a%.sluice.inference.v1.DescribeResponse\x12N\n\x05\x44rain\x12!.sluice.inference.v1.DrainRequest\x1a\".sluice.inference.v1.DrainResponse\x12M\n\x05Watch\x12!.sluice.inference.v1.WatchRequest\x1a\x1f.sluice.inference.v1.SlotReport0\x01\x12M\n\x06RunJob\x12\".sluice.inference.v1.RunJobRequest\x1a\x1d.sluice.inference.v1.JobEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/inference/v1/runner.proto\x12\x13sluice.inference.v1\x1a\x1dprotos/events/v1/events.proto\x1a\x1dprotos/ingest/v1/bridge.proto\"\xc5\x02\n\rAttachRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rsession_epoch\x18\x02 \x01(\x03\x12\x0c\n\x04slot\x18\x03 \x01(\x05\x12\x12\n\nslot_epoch\x18\x04 \x01(\x03\x12,\n\x08\x63hannels\x18\x05 \x01(\x0b\x32\x1a.sluice.ingest.v1.Channels\x12\x10\n\x08pipeline\x18\x06 \x01(\t\x12\x0e\n\x06params\x18\x07 \x01(\t\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12/\n\x08\x64\x65livery\x18\t \x01(\x0e\x32\x1d.sluice.inference.v1.Delivery\x12\x15\n\rpaid_until_ms\x18\n \x01(\x03\x12-\n\tscheduled\x18\x0b \x03(\x0b\x32\x1a.sluice.inference.v1.Patch\x12\x11\n\tafter_pts\x18\x0c \x01(\x03\"\x10\n\x0e\x41ttachResponse\"y\n\rRebindRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nslot_epoch\x18\x02 \x01(\x03\x12,\n\x08\x63hannels\x18\x03 \x01(\x0b\x32\x1a.sluice.ingest.v1.Channels\x12\x15\n\rsession_epoch\x18\x04 \x01(\x03\"1\n\x0eRebindResponse\x12\x0e\n\x06in_pts\x18\x01 \x01(\x03\x12\x0f\n\x07out_pts\x18\x02 \x01(\x03\">\n\x05Patch\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\r\n\x05patch\x18\x02 \x01(\t\x12\x14\n\x0c\x61pply_at_pts\x18\x03 \x01(\x03\"_\n\rUpdateRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nslot_epoch\x18\x02 \x01(\x03\x12)\n\x05patch\x18\x03 \x01(\x0b\x32\x1a.sluice.inference.v1.Patch\"!\n\x0eUpdateResponse\x12\x0f\n\x07\x61pplies\x18\x01 \x01(\t\"D\n\rDetachRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nslot_epoch\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0e\x44\x65tachResponse\"\x11\n\x0f\x44\x65scribeRequest\"n\n\x10\x44\x65scribeResponse\x12.\n\x06\x61\x64vert\x18\x01 \x01(\x0b\x32\x1e.sluice.events.v1.RunnerAdvert\x12*\n\x05state\x18\x02 \x01(\x0b\x32\x1b.sluice.events.v1.Heartbeat\"$\n\x0c\x44rainRequest\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08J\x04\x08\x01\x10\x02\"<\n\rDrainResponse\x12+\n\x06\x63laims\x18\x01 \x03(\x0b\x32\x1b.sluice.events.v1.SlotClaim\"3\n\x0cWatchRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nslot_epoch\x18\x02 \x01(\x03\"\x88\x03\n\nSlotReport\x12\x34\n\x05state\x18\x01 \x01(\x0e\x32%.sluice.inference.v1.SlotReport.State\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0e\x66rames_decoded\x18\x04 \x01(\x03\x12\x17\n\x0f\x66rames_inferred\x18\x05 \x01(\x03\x12\x16\n\x0e\x66rames_dropped\x18\x06 \x01(\x03\x12\x10\n\x08infer_ms\x18\x07 \x01(\x01\x12\x13\n\x0binterrupted\x18\x08 \x01(\x08\x12\x11\n\tsuspected\x18\t \x01(\x08\x12\x0e\n\x06in_pts\x18\n \x01(\x03\x12\x0f\n\x07out_pts\x18\x0b \x01(\x03\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x12\n\x0eSTATE_FINISHED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x12\n\x0eSTATE_DETACHED\x10\x05\">\n\rRunJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0e\n\x06params\x18\x03 \x01(\t\",\n\x08JobEvent\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\x0e\n\x06result\x18\x02 \x01(\t*N\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x11\n\rDELIVERY_LIVE\x10\x01\x12\x15\n\x11\x44\x45LIVERY_COMPLETE\x10\x02\x32\x9b\x05\n\x06Runner\x12Q\n\x06\x41ttach\x12\".sluice.inference.v1.AttachRequest\x1a#.sluice.inference.v1.AttachResponse\x12Q\n\x06Rebind\x12\".sluice.inference.v1.RebindRequest\x1a#.sluice.inference.v1.RebindResponse\x12Q\n\x06Update\x12\".sluice.inference.v1.UpdateRequest\x1a#.sluice.inference.v1.UpdateResponse\x12Q\n\x06\x44\x65tach\x12\".sluice.inference.v1.DetachRequest\x1a#.sluice.inference.v1.DetachResponse\x12W\n\x08\x44\x65scribe\x12$.sluice.inference.v1.DescribeRequest\x1a%.sluice.inference.v1.DescribeResponse\x12N\n\x05\x44rain\x12!.sluice.inference.v1.DrainRequest\x1a\".sluice.inference.v1.DrainResponse\x12M\n\x05Watch\x12!.sluice.inference.v1.WatchRequest\x1a\x1f.sluice.inference.v1.SlotReport0\x01\x12M\n\x06RunJob\x12\".sluice.inference.v1.RunJobRequest\x1a\x1d.sluice.inference.v1.JobEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.inference.v1.runner_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERY']._serialized_start=1518
-  _globals['_DELIVERY']._serialized_end=1596
+  _globals['_DELIVERY']._serialized_start=1712
+  _globals['_DELIVERY']._serialized_end=1790
   _globals['_ATTACHREQUEST']._serialized_start=120
-  _globals['_ATTACHREQUEST']._serialized_end=426
-  _globals['_ATTACHRESPONSE']._serialized_start=428
-  _globals['_ATTACHRESPONSE']._serialized_end=444
-  _globals['_REBINDREQUEST']._serialized_start=446
-  _globals['_REBINDREQUEST']._serialized_end=544
-  _globals['_REBINDRESPONSE']._serialized_start=546
-  _globals['_REBINDRESPONSE']._serialized_end=562
-  _globals['_PATCH']._serialized_start=564
-  _globals['_PATCH']._serialized_end=626
-  _globals['_UPDATEREQUEST']._serialized_start=628
-  _globals['_UPDATEREQUEST']._serialized_end=723
-  _globals['_UPDATERESPONSE']._serialized_start=725
-  _globals['_UPDATERESPONSE']._serialized_end=758
-  _globals['_DETACHREQUEST']._serialized_start=760
-  _globals['_DETACHREQUEST']._serialized_end=828
-  _globals['_DETACHRESPONSE']._serialized_start=830
-  _globals['_DETACHRESPONSE']._serialized_end=846
-  _globals['_DESCRIBEREQUEST']._serialized_start=848
-  _globals['_DESCRIBEREQUEST']._serialized_end=865
-  _globals['_DESCRIBERESPONSE']._serialized_start=867
-  _globals['_DESCRIBERESPONSE']._serialized_end=977
-  _globals['_DRAINREQUEST']._serialized_start=979
-  _globals['_DRAINREQUEST']._serialized_end=1014
-  _globals['_DRAINRESPONSE']._serialized_start=1016
-  _globals['_DRAINRESPONSE']._serialized_end=1031
-  _globals['_WATCHREQUEST']._serialized_start=1033
-  _globals['_WATCHREQUEST']._serialized_end=1084
-  _globals['_SLOTREPORT']._serialized_start=1087
-  _globals['_SLOTREPORT']._serialized_end=1406
-  _globals['_SLOTREPORT_STATE']._serialized_start=1279
-  _globals['_SLOTREPORT_STATE']._serialized_end=1406
-  _globals['_RUNJOBREQUEST']._serialized_start=1408
-  _globals['_RUNJOBREQUEST']._serialized_end=1470
-  _globals['_JOBEVENT']._serialized_start=1472
-  _globals['_JOBEVENT']._serialized_end=1516
-  _globals['_RUNNER']._serialized_start=1599
-  _globals['_RUNNER']._serialized_end=2266
+  _globals['_ATTACHREQUEST']._serialized_end=445
+  _globals['_ATTACHRESPONSE']._serialized_start=447
+  _globals['_ATTACHRESPONSE']._serialized_end=463
+  _globals['_REBINDREQUEST']._serialized_start=465
+  _globals['_REBINDREQUEST']._serialized_end=586
+  _globals['_REBINDRESPONSE']._serialized_start=588
+  _globals['_REBINDRESPONSE']._serialized_end=637
+  _globals['_PATCH']._serialized_start=639
+  _globals['_PATCH']._serialized_end=701
+  _globals['_UPDATEREQUEST']._serialized_start=703
+  _globals['_UPDATEREQUEST']._serialized_end=798
+  _globals['_UPDATERESPONSE']._serialized_start=800
+  _globals['_UPDATERESPONSE']._serialized_end=833
+  _globals['_DETACHREQUEST']._serialized_start=835
+  _globals['_DETACHREQUEST']._serialized_end=903
+  _globals['_DETACHRESPONSE']._serialized_start=905
+  _globals['_DETACHRESPONSE']._serialized_end=921
+  _globals['_DESCRIBEREQUEST']._serialized_start=923
+  _globals['_DESCRIBEREQUEST']._serialized_end=940
+  _globals['_DESCRIBERESPONSE']._serialized_start=942
+  _globals['_DESCRIBERESPONSE']._serialized_end=1052
+  _globals['_DRAINREQUEST']._serialized_start=1054
+  _globals['_DRAINREQUEST']._serialized_end=1090
+  _globals['_DRAINRESPONSE']._serialized_start=1092
+  _globals['_DRAINRESPONSE']._serialized_end=1152
+  _globals['_WATCHREQUEST']._serialized_start=1154
+  _globals['_WATCHREQUEST']._serialized_end=1205
+  _globals['_SLOTREPORT']._serialized_start=1208
+  _globals['_SLOTREPORT']._serialized_end=1600
+  _globals['_SLOTREPORT_STATE']._serialized_start=1473
+  _globals['_SLOTREPORT_STATE']._serialized_end=1600
+  _globals['_RUNJOBREQUEST']._serialized_start=1602
+  _globals['_RUNJOBREQUEST']._serialized_end=1664
+  _globals['_JOBEVENT']._serialized_start=1666
+  _globals['_JOBEVENT']._serialized_end=1710
+  _globals['_RUNNER']._serialized_start=1793
+  _globals['_RUNNER']._serialized_end=2460
 # @@protoc_insertion_point(module_scope)

@@ -57,6 +57,7 @@ class AttachRequest(_message.Message):
     DELIVERY_FIELD_NUMBER: _builtins.int
     PAID_UNTIL_MS_FIELD_NUMBER: _builtins.int
     SCHEDULED_FIELD_NUMBER: _builtins.int
+    AFTER_PTS_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     session_epoch: _builtins.int
     slot: _builtins.int
@@ -69,6 +70,8 @@ class AttachRequest(_message.Message):
     delivery: Global___Delivery.ValueType
     paid_until_ms: _builtins.int
     """when it began; the bridge is told of more, and stops the output"""
+    after_pts: _builtins.int
+    """of a session that goes on from another runner; 0: it begins"""
     @_builtins.property
     def channels(self) -> _bridge_pb2.Channels: ...
     @_builtins.property
@@ -89,10 +92,11 @@ class AttachRequest(_message.Message):
         delivery: Global___Delivery.ValueType = ...,
         paid_until_ms: _builtins.int = ...,
         scheduled: _abc.Iterable[Global___Patch] | None = ...,
+        after_pts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "delivery", b"delivery", "paid_until_ms", b"paid_until_ms", "params", b"params", "pipeline", b"pipeline", "revision", b"revision", "scheduled", b"scheduled", "session", b"session", "session_epoch", b"session_epoch", "slot", b"slot", "slot_epoch", b"slot_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_pts", b"after_pts", "channels", b"channels", "delivery", b"delivery", "paid_until_ms", b"paid_until_ms", "params", b"params", "pipeline", b"pipeline", "revision", b"revision", "scheduled", b"scheduled", "session", b"session", "session_epoch", b"session_epoch", "slot", b"slot", "slot_epoch", b"slot_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -120,8 +124,10 @@ class RebindRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     SLOT_EPOCH_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
+    SESSION_EPOCH_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     slot_epoch: _builtins.int
+    session_epoch: _builtins.int
     @_builtins.property
     def channels(self) -> _bridge_pb2.Channels: ...
     def __init__(
@@ -130,10 +136,11 @@ class RebindRequest(_message.Message):
         session: _builtins.str = ...,
         slot_epoch: _builtins.int = ...,
         channels: _bridge_pb2.Channels | None = ...,
+        session_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "session", b"session", "slot_epoch", b"slot_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "session", b"session", "session_epoch", b"session_epoch", "slot_epoch", b"slot_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,12 +150,21 @@ Global___RebindRequest: _TypeAlias = RebindRequest  # noqa: Y015
 class RebindResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    IN_PTS_FIELD_NUMBER: _builtins.int
+    OUT_PTS_FIELD_NUMBER: _builtins.int
+    in_pts: _builtins.int
+    """the newest picture that it read; 0: none"""
+    out_pts: _builtins.int
+    """the newest that it returned"""
     def __init__(
         self,
+        *,
+        in_pts: _builtins.int = ...,
+        out_pts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_pts", b"in_pts", "out_pts", b"out_pts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,16 +326,17 @@ Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
 class DrainRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    DEADLINE_MS_FIELD_NUMBER: _builtins.int
-    deadline_ms: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    cancel: _builtins.bool
+    """it takes sessions again, unless its process is ending"""
     def __init__(
         self,
         *,
-        deadline_ms: _builtins.int = ...,
+        cancel: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -329,12 +346,19 @@ Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
 class DrainResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.SlotClaim]:
+        """still there"""
+
     def __init__(
         self,
+        *,
+        claims: _abc.Iterable[_events_pb2.SlotClaim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,6 +420,10 @@ class SlotReport(_message.Message):
     FRAMES_INFERRED_FIELD_NUMBER: _builtins.int
     FRAMES_DROPPED_FIELD_NUMBER: _builtins.int
     INFER_MS_FIELD_NUMBER: _builtins.int
+    INTERRUPTED_FIELD_NUMBER: _builtins.int
+    SUSPECTED_FIELD_NUMBER: _builtins.int
+    IN_PTS_FIELD_NUMBER: _builtins.int
+    OUT_PTS_FIELD_NUMBER: _builtins.int
     state: Global___SlotReport.State.ValueType
     reason: _builtins.str
     """engine_crashed, pipeline_failed, out_of_memory, params_refused, input_undecodable, ..."""
@@ -405,6 +433,12 @@ class SlotReport(_message.Message):
     frames_dropped: _builtins.int
     infer_ms: _builtins.float
     """smoothed, a frame"""
+    interrupted: _builtins.bool
+    """its engine died and another one starts; `reason` and `message` say how"""
+    suspected: _builtins.bool
+    """of that death: its own pipeline was at work when it happened"""
+    in_pts: _builtins.int
+    out_pts: _builtins.int
     def __init__(
         self,
         *,
@@ -415,10 +449,14 @@ class SlotReport(_message.Message):
         frames_inferred: _builtins.int = ...,
         frames_dropped: _builtins.int = ...,
         infer_ms: _builtins.float = ...,
+        interrupted: _builtins.bool = ...,
+        suspected: _builtins.bool = ...,
+        in_pts: _builtins.int = ...,
+        out_pts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames_decoded", b"frames_decoded", "frames_dropped", b"frames_dropped", "frames_inferred", b"frames_inferred", "infer_ms", b"infer_ms", "message", b"message", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames_decoded", b"frames_decoded", "frames_dropped", b"frames_dropped", "frames_inferred", b"frames_inferred", "in_pts", b"in_pts", "infer_ms", b"infer_ms", "interrupted", b"interrupted", "message", b"message", "out_pts", b"out_pts", "reason", b"reason", "state", b"state", "suspected", b"suspected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,7 +88,8 @@ class RunnerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rebind(self, request, context):
-        """The session goes on through other channels. UNIMPLEMENTED: comes with publisher moves.
+        """The session goes on through other channels, with its pipeline's state: its publisher came back elsewhere.
+        Idempotent by session epoch. NOT_FOUND, STALE_EPOCH as `Update`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,7 +118,7 @@ class RunnerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """UNIMPLEMENTED: comes with make-before-break.
+        """Takes no new session from now on, and says so to everybody; those it has go on until they are moved. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,9 @@ class RunnerStub:
     FAILED_PRECONDITION: SLOT_OCCUPIED, STALE_EPOCH, NOT_READY, DRAINING: ask the router for another slot.
     """
     Rebind: _grpc.UnaryUnaryMultiCallable[_runner_pb2.RebindRequest, _runner_pb2.RebindResponse]
-    """The session goes on through other channels. UNIMPLEMENTED: comes with publisher moves."""
+    """The session goes on through other channels, with its pipeline's state: its publisher came back elsewhere.
+    Idempotent by session epoch. NOT_FOUND, STALE_EPOCH as `Update`.
+    """
     Update: _grpc.UnaryUnaryMultiCallable[_runner_pb2.UpdateRequest, _runner_pb2.UpdateResponse]
     """Takes a parameter revision. Revisions may arrive in any order and more than once: what is in effect is the
     fold of the patches that are due, in the order of their effect: scheduled ones at their picture, others at
@@ -46,7 +48,7 @@ class RunnerStub:
     """Idempotent; the slot is free when it returns. Refused with STALE_EPOCH below the epoch of the attach."""
     Describe: _grpc.UnaryUnaryMultiCallable[_runner_pb2.DescribeRequest, _runner_pb2.DescribeResponse]
     Drain: _grpc.UnaryUnaryMultiCallable[_runner_pb2.DrainRequest, _runner_pb2.DrainResponse]
-    """UNIMPLEMENTED: comes with make-before-break."""
+    """Takes no new session from now on, and says so to everybody; those it has go on until they are moved. Idempotent."""
     Watch: _grpc.UnaryStreamMultiCallable[_runner_pb2.WatchRequest, _runner_pb2.SlotReport]
     """What the runner knows of one session, now and at every edge. A broken stream is evidence that the pod is gone."""
     RunJob: _grpc.UnaryStreamMultiCallable[_runner_pb2.RunJobRequest, _runner_pb2.JobEvent]
@@ -60,7 +62,9 @@ class RunnerAsyncStub(RunnerStub):
     FAILED_PRECONDITION: SLOT_OCCUPIED, STALE_EPOCH, NOT_READY, DRAINING: ask the router for another slot.
     """
     Rebind: _aio.UnaryUnaryMultiCallable[_runner_pb2.RebindRequest, _runner_pb2.RebindResponse]  # type: ignore[assignment]
-    """The session goes on through other channels. UNIMPLEMENTED: comes with publisher moves."""
+    """The session goes on through other channels, with its pipeline's state: its publisher came back elsewhere.
+    Idempotent by session epoch. NOT_FOUND, STALE_EPOCH as `Update`.
+    """
     Update: _aio.UnaryUnaryMultiCallable[_runner_pb2.UpdateRequest, _runner_pb2.UpdateResponse]  # type: ignore[assignment]
     """Takes a parameter revision. Revisions may arrive in any order and more than once: what is in effect is the
     fold of the patches that are due, in the order of their effect: scheduled ones at their picture, others at
@@ -70,7 +74,7 @@ class RunnerAsyncStub(RunnerStub):
     """Idempotent; the slot is free when it returns. Refused with STALE_EPOCH below the epoch of the attach."""
     Describe: _aio.UnaryUnaryMultiCallable[_runner_pb2.DescribeRequest, _runner_pb2.DescribeResponse]  # type: ignore[assignment]
     Drain: _aio.UnaryUnaryMultiCallable[_runner_pb2.DrainRequest, _runner_pb2.DrainResponse]  # type: ignore[assignment]
-    """UNIMPLEMENTED: comes with make-before-break."""
+    """Takes no new session from now on, and says so to everybody; those it has go on until they are moved. Idempotent."""
     Watch: _aio.UnaryStreamMultiCallable[_runner_pb2.WatchRequest, _runner_pb2.SlotReport]  # type: ignore[assignment]
     """What the runner knows of one session, now and at every edge. A broken stream is evidence that the pod is gone."""
     RunJob: _aio.UnaryStreamMultiCallable[_runner_pb2.RunJobRequest, _runner_pb2.JobEvent]  # type: ignore[assignment]
@@ -93,7 +97,9 @@ class RunnerServicer(metaclass=_abc_1.ABCMeta):
         request: _runner_pb2.RebindRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runner_pb2.RebindResponse, _abc.Awaitable[_runner_pb2.RebindResponse]]:
-        """The session goes on through other channels. UNIMPLEMENTED: comes with publisher moves."""
+        """The session goes on through other channels, with its pipeline's state: its publisher came back elsewhere.
+        Idempotent by session epoch. NOT_FOUND, STALE_EPOCH as `Update`.
+        """
 
     @_abc_1.abstractmethod
     def Update(
@@ -127,7 +133,7 @@ class RunnerServicer(metaclass=_abc_1.ABCMeta):
         request: _runner_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runner_pb2.DrainResponse, _abc.Awaitable[_runner_pb2.DrainResponse]]:
-        """UNIMPLEMENTED: comes with make-before-break."""
+        """Takes no new session from now on, and says so to everybody; those it has go on until they are moved. Idempotent."""
 
     @_abc_1.abstractmethod
     def Watch(

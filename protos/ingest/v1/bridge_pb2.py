@@ -24,37 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/ingest/v1/bridge.proto\x12\x10sluice.ingest.v1\"\x83\x01\n\x0bOpenRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rpaid_until_ms\x18\x03 \x01(\x03\x12\x14\n\x0coverdraft_ms\x18\x04 \x01(\x03\x12\x0e\n\x06runner\x18\x05 \x01(\t\x12\x17\n\x0fprocesses_audio\x18\x06 \x01(\x08\"R\n\x08\x43hannels\x12\n\n\x02in\x18\x01 \x01(\t\x12\x0b\n\x03out\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x03 \x01(\t\x12\x0e\n\x06\x65vents\x18\x04 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\t\"<\n\x0cOpenResponse\x12,\n\x08\x63hannels\x18\x01 \x01(\x0b\x32\x1a.sluice.ingest.v1.Channels\"0\n\x0ePromoteRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"\x11\n\x0fPromoteResponse\"O\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\";\n\rCloseResponse\x12*\n\x07latency\x18\x01 \x01(\x0b\x32\x19.sluice.ingest.v1.Latency\"K\n\x07Latency\x12\x10\n\x08pictures\x18\x01 \x01(\x03\x12.\n\x06stages\x18\x02 \x03(\x0b\x32\x1e.sluice.ingest.v1.StageLatency\"=\n\x0cStageLatency\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06p50_us\x18\x02 \x01(\x03\x12\x0e\n\x06p95_us\x18\x03 \x01(\x03\" \n\rReportRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x8f\x04\n\x0c\x42ridgeReport\x12.\n\tpublisher\x18\x01 \x01(\x0e\x32\x1b.sluice.ingest.v1.Publisher\x12\x12\n\nsession_ms\x18\x02 \x01(\x03\x12\x14\n\x0c\x64\x65livered_ms\x18\x03 \x01(\x03\x12\x11\n\tpaused_ms\x18\x04 \x01(\x03\x12\x11\n\tframes_in\x18\x05 \x01(\x03\x12\x12\n\nframes_out\x18\x06 \x01(\x03\x12\x16\n\x0e\x66rames_dropped\x18\x07 \x01(\x03\x12\x0e\n\x06\x66ps_in\x18\x08 \x01(\x01\x12\x0f\n\x07\x66ps_out\x18\t \x01(\x01\x12\x15\n\routput_age_ms\x18\n \x01(\x03\x12\x18\n\x10\x61pplied_revision\x18\x0b \x01(\x03\x12\x13\n\x0b\x61pplied_pts\x18\x0c \x01(\x03\x12\x15\n\rpaid_until_ms\x18\r \x01(\x03\x12\x12\n\nlatency_ms\x18\x0e \x01(\x01\x12\x14\n\x0cinput_age_ms\x18\x0f \x01(\x03\x12\x0f\n\x07\x64rained\x18\x10 \x01(\x08\x12\x18\n\x10\x63redit_exhausted\x18\x11 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x12 \x01(\t\x12\x0e\n\x06health\x18\x13 \x01(\t\x12\x14\n\x0chealth_cause\x18\x14 \x01(\t\x12\x1c\n\x0fprogress_age_ms\x18\x15 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x11refused_revisions\x18\x16 \x03(\x03\x42\x12\n\x10_progress_age_ms*\x96\x01\n\tPublisher\x12\x19\n\x15PUBLISHER_UNSPECIFIED\x10\x00\x12\x15\n\x11PUBLISHER_WAITING\x10\x01\x12\x15\n\x11PUBLISHER_SENDING\x10\x02\x12\x14\n\x10PUBLISHER_SILENT\x10\x03\x12\x16\n\x12PUBLISHER_FINISHED\x10\x04\x12\x12\n\x0ePUBLISHER_GONE\x10\x05\x32\xb6\x02\n\x06\x42ridge\x12\x45\n\x04Open\x12\x1d.sluice.ingest.v1.OpenRequest\x1a\x1e.sluice.ingest.v1.OpenResponse\x12N\n\x07Promote\x12 .sluice.ingest.v1.PromoteRequest\x1a!.sluice.ingest.v1.PromoteResponse\x12H\n\x05\x43lose\x12\x1e.sluice.ingest.v1.CloseRequest\x1a\x1f.sluice.ingest.v1.CloseResponse\x12K\n\x06Report\x12\x1f.sluice.ingest.v1.ReportRequest\x1a\x1e.sluice.ingest.v1.BridgeReport0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/ingest/v1/bridge.proto\x12\x10sluice.ingest.v1\"\xaf\x01\n\x0bOpenRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rpaid_until_ms\x18\x03 \x01(\x03\x12\x14\n\x0coverdraft_ms\x18\x04 \x01(\x03\x12\x0e\n\x06runner\x18\x05 \x01(\t\x12\x17\n\x0fprocesses_audio\x18\x06 \x01(\x08\x12*\n\x06resume\x18\x07 \x01(\x0b\x32\x1a.sluice.ingest.v1.Position\"h\n\x08Position\x12\x0e\n\x06in_pts\x18\x01 \x01(\x03\x12\x0f\n\x07out_pts\x18\x02 \x01(\x03\x12\x12\n\nsession_ms\x18\x03 \x01(\x03\x12\x14\n\x0c\x64\x65livered_ms\x18\x04 \x01(\x03\x12\x11\n\tpaused_ms\x18\x05 \x01(\x03\"r\n\x08\x43hannels\x12\n\n\x02in\x18\x01 \x01(\t\x12\x0b\n\x03out\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x03 \x01(\t\x12\x0e\n\x06\x65vents\x18\x04 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\t\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0f\n\x07restore\x18\x07 \x01(\t\"<\n\x0cOpenResponse\x12,\n\x08\x63hannels\x18\x01 \x01(\x0b\x32\x1a.sluice.ingest.v1.Channels\"0\n\x0ePromoteRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"\x11\n\x0fPromoteResponse\"O\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"i\n\rCloseResponse\x12*\n\x07latency\x18\x01 \x01(\x0b\x32\x19.sluice.ingest.v1.Latency\x12,\n\x08position\x18\x02 \x01(\x0b\x32\x1a.sluice.ingest.v1.Position\"K\n\x07Latency\x12\x10\n\x08pictures\x18\x01 \x01(\x03\x12.\n\x06stages\x18\x02 \x03(\x0b\x32\x1e.sluice.ingest.v1.StageLatency\"=\n\x0cStageLatency\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06p50_us\x18\x02 \x01(\x03\x12\x0e\n\x06p95_us\x18\x03 \x01(\x03\" \n\rReportRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\xd1\x05\n\x0c\x42ridgeReport\x12.\n\tpublisher\x18\x01 \x01(\x0e\x32\x1b.sluice.ingest.v1.Publisher\x12\x12\n\nsession_ms\x18\x02 \x01(\x03\x12\x14\n\x0c\x64\x65livered_ms\x18\x03 \x01(\x03\x12\x11\n\tpaused_ms\x18\x04 \x01(\x03\x12\x11\n\tframes_in\x18\x05 \x01(\x03\x12\x12\n\nframes_out\x18\x06 \x01(\x03\x12\x16\n\x0e\x66rames_dropped\x18\x07 \x01(\x03\x12\x0e\n\x06\x66ps_in\x18\x08 \x01(\x01\x12\x0f\n\x07\x66ps_out\x18\t \x01(\x01\x12\x15\n\routput_age_ms\x18\n \x01(\x03\x12\x18\n\x10\x61pplied_revision\x18\x0b \x01(\x03\x12\x13\n\x0b\x61pplied_pts\x18\x0c \x01(\x03\x12\x15\n\rpaid_until_ms\x18\r \x01(\x03\x12\x12\n\nlatency_ms\x18\x0e \x01(\x01\x12\x14\n\x0cinput_age_ms\x18\x0f \x01(\x03\x12\x0f\n\x07\x64rained\x18\x10 \x01(\x08\x12\x18\n\x10\x63redit_exhausted\x18\x11 \x01(\x08\x12\r\n\x05\x66\x61ult\x18\x12 \x01(\t\x12\x0e\n\x06health\x18\x13 \x01(\t\x12\x14\n\x0chealth_cause\x18\x14 \x01(\t\x12\x1c\n\x0fprogress_age_ms\x18\x15 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x11refused_revisions\x18\x16 \x03(\x03\x12\r\n\x05\x65poch\x18\x17 \x01(\x03\x12\x11\n\tcandidate\x18\x18 \x01(\x03\x12\x17\n\x0f\x63\x61ndidate_shows\x18\x19 \x01(\x08\x12\x12\n\nstalled_ms\x18\x1a \x01(\x03\x12\x15\n\routput_broken\x18\x1b \x01(\x08\x12,\n\x08position\x18\x1c \x01(\x0b\x32\x1a.sluice.ingest.v1.Position\x12,\n\x08handover\x18\x1d \x01(\x0b\x32\x1a.sluice.ingest.v1.HandoverB\x12\n\x10_progress_age_ms\"n\n\x08Handover\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08\x66rom_pts\x18\x02 \x01(\x03\x12\x0c\n\x04lost\x18\x03 \x01(\x03\x12\x10\n\x08repeated\x18\x04 \x01(\x03\x12\x0e\n\x06gap_ms\x18\x05 \x01(\x03\x12\x11\n\tfreeze_ms\x18\x06 \x01(\x03*\x96\x01\n\tPublisher\x12\x19\n\x15PUBLISHER_UNSPECIFIED\x10\x00\x12\x15\n\x11PUBLISHER_WAITING\x10\x01\x12\x15\n\x11PUBLISHER_SENDING\x10\x02\x12\x14\n\x10PUBLISHER_SILENT\x10\x03\x12\x16\n\x12PUBLISHER_FINISHED\x10\x04\x12\x12\n\x0ePUBLISHER_GONE\x10\x05\x32\xb6\x02\n\x06\x42ridge\x12\x45\n\x04Open\x12\x1d.sluice.ingest.v1.OpenRequest\x1a\x1e.sluice.ingest.v1.OpenResponse\x12N\n\x07Promote\x12 .sluice.ingest.v1.PromoteRequest\x1a!.sluice.ingest.v1.PromoteResponse\x12H\n\x05\x43lose\x12\x1e.sluice.ingest.v1.CloseRequest\x1a\x1f.sluice.ingest.v1.CloseResponse\x12K\n\x06Report\x12\x1f.sluice.ingest.v1.ReportRequest\x1a\x1e.sluice.ingest.v1.BridgeReport0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.ingest.v1.bridge_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PUBLISHER']._serialized_start=1247
-  _globals['_PUBLISHER']._serialized_end=1397
+  _globals['_PUBLISHER']._serialized_start=1781
+  _globals['_PUBLISHER']._serialized_end=1931
   _globals['_OPENREQUEST']._serialized_start=52
-  _globals['_OPENREQUEST']._serialized_end=183
-  _globals['_CHANNELS']._serialized_start=185
-  _globals['_CHANNELS']._serialized_end=267
-  _globals['_OPENRESPONSE']._serialized_start=269
-  _globals['_OPENRESPONSE']._serialized_end=329
-  _globals['_PROMOTEREQUEST']._serialized_start=331
-  _globals['_PROMOTEREQUEST']._serialized_end=379
-  _globals['_PROMOTERESPONSE']._serialized_start=381
-  _globals['_PROMOTERESPONSE']._serialized_end=398
-  _globals['_CLOSEREQUEST']._serialized_start=400
-  _globals['_CLOSEREQUEST']._serialized_end=479
-  _globals['_CLOSERESPONSE']._serialized_start=481
-  _globals['_CLOSERESPONSE']._serialized_end=540
-  _globals['_LATENCY']._serialized_start=542
-  _globals['_LATENCY']._serialized_end=617
-  _globals['_STAGELATENCY']._serialized_start=619
-  _globals['_STAGELATENCY']._serialized_end=680
-  _globals['_REPORTREQUEST']._serialized_start=682
-  _globals['_REPORTREQUEST']._serialized_end=714
-  _globals['_BRIDGEREPORT']._serialized_start=717
-  _globals['_BRIDGEREPORT']._serialized_end=1244
-  _globals['_BRIDGE']._serialized_start=1400
-  _globals['_BRIDGE']._serialized_end=1710
+  _globals['_OPENREQUEST']._serialized_end=227
+  _globals['_POSITION']._serialized_start=229
+  _globals['_POSITION']._serialized_end=333
+  _globals['_CHANNELS']._serialized_start=335
+  _globals['_CHANNELS']._serialized_end=449
+  _globals['_OPENRESPONSE']._serialized_start=451
+  _globals['_OPENRESPONSE']._serialized_end=511
+  _globals['_PROMOTEREQUEST']._serialized_start=513
+  _globals['_PROMOTEREQUEST']._serialized_end=561
+  _globals['_PROMOTERESPONSE']._serialized_start=563
+  _globals['_PROMOTERESPONSE']._serialized_end=580
+  _globals['_CLOSEREQUEST']._serialized_start=582
+  _globals['_CLOSEREQUEST']._serialized_end=661
+  _globals['_CLOSERESPONSE']._serialized_start=663
+  _globals['_CLOSERESPONSE']._serialized_end=768
+  _globals['_LATENCY']._serialized_start=770
+  _globals['_LATENCY']._serialized_end=845
+  _globals['_STAGELATENCY']._serialized_start=847
+  _globals['_STAGELATENCY']._serialized_end=908
+  _globals['_REPORTREQUEST']._serialized_start=910
+  _globals['_REPORTREQUEST']._serialized_end=942
+  _globals['_BRIDGEREPORT']._serialized_start=945
+  _globals['_BRIDGEREPORT']._serialized_end=1666
+  _globals['_HANDOVER']._serialized_start=1668
+  _globals['_HANDOVER']._serialized_end=1778
+  _globals['_BRIDGE']._serialized_start=1934
+  _globals['_BRIDGE']._serialized_end=2244
 # @@protoc_insertion_point(module_scope)

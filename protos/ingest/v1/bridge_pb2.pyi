@@ -60,6 +60,7 @@ class OpenRequest(_message.Message):
     OVERDRAFT_MS_FIELD_NUMBER: _builtins.int
     RUNNER_FIELD_NUMBER: _builtins.int
     PROCESSES_AUDIO_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     epoch: _builtins.int
     paid_until_ms: _builtins.int
@@ -68,6 +69,10 @@ class OpenRequest(_message.Message):
     """for the meter and for status"""
     processes_audio: _builtins.bool
     """of the first `Open`"""
+    @_builtins.property
+    def resume(self) -> Global___Position:
+        """of the first `Open` here of a session that comes from another bridge"""
+
     def __init__(
         self,
         *,
@@ -77,14 +82,50 @@ class OpenRequest(_message.Message):
         overdraft_ms: _builtins.int = ...,
         runner: _builtins.str = ...,
         processes_audio: _builtins.bool = ...,
+        resume: Global___Position | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "overdraft_ms", b"overdraft_ms", "paid_until_ms", b"paid_until_ms", "processes_audio", b"processes_audio", "runner", b"runner", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "overdraft_ms", b"overdraft_ms", "paid_until_ms", b"paid_until_ms", "processes_audio", b"processes_audio", "resume", b"resume", "runner", b"runner", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenRequest: _TypeAlias = OpenRequest  # noqa: Y015
+
+@_typing.final
+class Position(_message.Message):
+    """How far a session is; where its next bridge goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IN_PTS_FIELD_NUMBER: _builtins.int
+    OUT_PTS_FIELD_NUMBER: _builtins.int
+    SESSION_MS_FIELD_NUMBER: _builtins.int
+    DELIVERED_MS_FIELD_NUMBER: _builtins.int
+    PAUSED_MS_FIELD_NUMBER: _builtins.int
+    in_pts: _builtins.int
+    """90 kHz on the session's timeline: the newest picture of the publisher"""
+    out_pts: _builtins.int
+    """the newest picture that viewers got"""
+    session_ms: _builtins.int
+    delivered_ms: _builtins.int
+    paused_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        in_pts: _builtins.int = ...,
+        out_pts: _builtins.int = ...,
+        session_ms: _builtins.int = ...,
+        delivered_ms: _builtins.int = ...,
+        paused_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered_ms", b"delivered_ms", "in_pts", b"in_pts", "out_pts", b"out_pts", "paused_ms", b"paused_ms", "session_ms", b"session_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Position: _TypeAlias = Position  # noqa: Y015
 
 @_typing.final
 class Channels(_message.Message):
@@ -95,6 +136,8 @@ class Channels(_message.Message):
     CONTROL_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
     out: _builtins.str
     """write, MPEG-TS"""
     control: _builtins.str
@@ -103,6 +146,10 @@ class Channels(_message.Message):
     """write, JSON lines"""
     data: _builtins.str
     """write, JSON lines"""
+    state: _builtins.str
+    """write: the pipeline's snapshot, the newest is kept"""
+    restore: _builtins.str
+    """read: the snapshot of the runner before; empty: there was none"""
     def __init__(
         self,
         *,
@@ -110,10 +157,12 @@ class Channels(_message.Message):
         control: _builtins.str = ...,
         events: _builtins.str = ...,
         data: _builtins.str = ...,
+        state: _builtins.str = ...,
+        restore: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "data", b"data", "events", b"events", "in", b"in", "out", b"out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "data", b"data", "events", b"events", "in", b"in", "out", b"out", "restore", b"restore", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,18 +258,24 @@ class CloseResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LATENCY_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def latency(self) -> Global___Latency:
         """of the whole session's last pictures, when the whole session was closed"""
+
+    @_builtins.property
+    def position(self) -> Global___Position:
+        """likewise"""
 
     def __init__(
         self,
         *,
         latency: Global___Latency | None = ...,
+        position: Global___Position | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -324,6 +379,13 @@ class BridgeReport(_message.Message):
     HEALTH_CAUSE_FIELD_NUMBER: _builtins.int
     PROGRESS_AGE_MS_FIELD_NUMBER: _builtins.int
     REFUSED_REVISIONS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_SHOWS_FIELD_NUMBER: _builtins.int
+    STALLED_MS_FIELD_NUMBER: _builtins.int
+    OUTPUT_BROKEN_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    HANDOVER_FIELD_NUMBER: _builtins.int
     publisher: Global___Publisher.ValueType
     session_ms: _builtins.int
     """session time now"""
@@ -355,9 +417,27 @@ class BridgeReport(_message.Message):
     """in its words"""
     progress_age_ms: _builtins.int
     """since the runner last said that it loads; absent: it never did"""
+    epoch: _builtins.int
+    """whose output viewers get"""
+    candidate: _builtins.int
+    """the epoch beside it; 0: none"""
+    candidate_shows: _builtins.bool
+    """it returned a key frame"""
+    stalled_ms: _builtins.int
+    """for how long nothing came back although input flowed, beyond the pipeline's own"""
+    output_broken: _builtins.bool
+    """cadence and not while it says that it loads; 0: it is not stalled
+    the connection that wrote the output broke, and no other came since
+    """
     @_builtins.property
     def refused_revisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """accepted, and given up by the runner; the newest 256"""
+
+    @_builtins.property
+    def position(self) -> Global___Position: ...
+    @_builtins.property
+    def handover(self) -> Global___Handover:
+        """the newest"""
 
     def __init__(
         self,
@@ -384,13 +464,62 @@ class BridgeReport(_message.Message):
         health_cause: _builtins.str = ...,
         progress_age_ms: _builtins.int | None = ...,
         refused_revisions: _abc.Iterable[_builtins.int] | None = ...,
+        epoch: _builtins.int = ...,
+        candidate: _builtins.int = ...,
+        candidate_shows: _builtins.bool = ...,
+        stalled_ms: _builtins.int = ...,
+        output_broken: _builtins.bool = ...,
+        position: Global___Position | None = ...,
+        handover: Global___Handover | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_age_ms", b"_progress_age_ms", "progress_age_ms", b"progress_age_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_age_ms", b"_progress_age_ms", "handover", b"handover", "position", b"position", "progress_age_ms", b"progress_age_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_age_ms", b"_progress_age_ms", "applied_pts", b"applied_pts", "applied_revision", b"applied_revision", "credit_exhausted", b"credit_exhausted", "delivered_ms", b"delivered_ms", "drained", b"drained", "fault", b"fault", "fps_in", b"fps_in", "fps_out", b"fps_out", "frames_dropped", b"frames_dropped", "frames_in", b"frames_in", "frames_out", b"frames_out", "health", b"health", "health_cause", b"health_cause", "input_age_ms", b"input_age_ms", "latency_ms", b"latency_ms", "output_age_ms", b"output_age_ms", "paid_until_ms", b"paid_until_ms", "paused_ms", b"paused_ms", "progress_age_ms", b"progress_age_ms", "publisher", b"publisher", "refused_revisions", b"refused_revisions", "session_ms", b"session_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_age_ms", b"_progress_age_ms", "applied_pts", b"applied_pts", "applied_revision", b"applied_revision", "candidate", b"candidate", "candidate_shows", b"candidate_shows", "credit_exhausted", b"credit_exhausted", "delivered_ms", b"delivered_ms", "drained", b"drained", "epoch", b"epoch", "fault", b"fault", "fps_in", b"fps_in", "fps_out", b"fps_out", "frames_dropped", b"frames_dropped", "frames_in", b"frames_in", "frames_out", b"frames_out", "handover", b"handover", "health", b"health", "health_cause", b"health_cause", "input_age_ms", b"input_age_ms", "latency_ms", b"latency_ms", "output_age_ms", b"output_age_ms", "output_broken", b"output_broken", "paid_until_ms", b"paid_until_ms", "paused_ms", b"paused_ms", "position", b"position", "progress_age_ms", b"progress_age_ms", "publisher", b"publisher", "refused_revisions", b"refused_revisions", "session_ms", b"session_ms", "stalled_ms", b"stalled_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__progress_age_ms: _TypeAlias = _typing.Literal["progress_age_ms"]  # noqa: Y015
     _WhichOneofArgType__progress_age_ms: _TypeAlias = _typing.Literal["_progress_age_ms", b"_progress_age_ms"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__progress_age_ms) -> _WhichOneofReturnType__progress_age_ms | None: ...
 
 Global___BridgeReport: _TypeAlias = BridgeReport  # noqa: Y015
+
+@_typing.final
+class Handover(_message.Message):
+    """How one output gave way to the next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FROM_PTS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    REPEATED_FIELD_NUMBER: _builtins.int
+    GAP_MS_FIELD_NUMBER: _builtins.int
+    FREEZE_MS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """the new one"""
+    from_pts: _builtins.int
+    """its first picture"""
+    lost: _builtins.int
+    """pictures of the old output, or of the input, between the two that nobody got"""
+    repeated: _builtins.int
+    """pictures that were shown twice"""
+    gap_ms: _builtins.int
+    """of media time across the seam"""
+    freeze_ms: _builtins.int
+    """of wall time between the last picture of the old and the first of the new"""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        from_pts: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        repeated: _builtins.int = ...,
+        gap_ms: _builtins.int = ...,
+        freeze_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "freeze_ms", b"freeze_ms", "from_pts", b"from_pts", "gap_ms", b"gap_ms", "lost", b"lost", "repeated", b"repeated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Handover: _TypeAlias = Handover  # noqa: Y015

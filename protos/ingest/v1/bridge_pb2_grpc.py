@@ -60,25 +60,27 @@ class BridgeServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Open(self, request, context):
-        """Makes the session's channels for a runner. The first `Open` of a session has epoch 1; a higher epoch adds a
-        candidate output. Idempotent by (session, epoch): again with newer credit extends it, and `overdraft_ms` 0
-        says that there will be no more. NOT_FOUND when the publisher has gone meanwhile.
+        """Makes the channels of one epoch, for one runner. The first `Open` of a session at this bridge makes the output;
+        a higher epoch adds a candidate, in the place of an older candidate. Idempotent by (session, epoch): again with
+        newer credit extends it, and `overdraft_ms` 0 says that there will be no more. NOT_FOUND when the publisher has
+        gone meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Promote(self, request, context):
-        """Takes the output of `epoch` from its next key frame on, and the old one below it.
-        UNIMPLEMENTED: comes with migration.
+        """Wishes for the candidate `epoch`: from one of its key frames on the viewers get its output, below it the old
+        one's; then the old one's channels are closed. Returns at once; `Report` says when it happened. Idempotent, also
+        after it happened. FAILED_PRECONDITION NO_CANDIDATE when that epoch was never opened or is closed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Close(self, request, context):
-        """Closes the output of `epoch`; with epoch 0 the whole session: viewers and publisher are disconnected with
-        `reason`, the meter closes. Idempotent.
+        """Closes the channels of `epoch`; with epoch 0 the whole session: viewers and publisher are disconnected with
+        `reason`, the meter closes. Reason `moved`: the session goes on at another bridge. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

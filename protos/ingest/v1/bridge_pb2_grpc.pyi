@@ -32,17 +32,19 @@ class BridgeStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BridgeAsyncStub: ...
     Open: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.OpenRequest, _bridge_pb2.OpenResponse]
-    """Makes the session's channels for a runner. The first `Open` of a session has epoch 1; a higher epoch adds a
-    candidate output. Idempotent by (session, epoch): again with newer credit extends it, and `overdraft_ms` 0
-    says that there will be no more. NOT_FOUND when the publisher has gone meanwhile.
+    """Makes the channels of one epoch, for one runner. The first `Open` of a session at this bridge makes the output;
+    a higher epoch adds a candidate, in the place of an older candidate. Idempotent by (session, epoch): again with
+    newer credit extends it, and `overdraft_ms` 0 says that there will be no more. NOT_FOUND when the publisher has
+    gone meanwhile.
     """
     Promote: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.PromoteRequest, _bridge_pb2.PromoteResponse]
-    """Takes the output of `epoch` from its next key frame on, and the old one below it.
-    UNIMPLEMENTED: comes with migration.
+    """Wishes for the candidate `epoch`: from one of its key frames on the viewers get its output, below it the old
+    one's; then the old one's channels are closed. Returns at once; `Report` says when it happened. Idempotent, also
+    after it happened. FAILED_PRECONDITION NO_CANDIDATE when that epoch was never opened or is closed.
     """
     Close: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.CloseRequest, _bridge_pb2.CloseResponse]
-    """Closes the output of `epoch`; with epoch 0 the whole session: viewers and publisher are disconnected with
-    `reason`, the meter closes. Idempotent.
+    """Closes the channels of `epoch`; with epoch 0 the whole session: viewers and publisher are disconnected with
+    `reason`, the meter closes. Reason `moved`: the session goes on at another bridge. Idempotent.
     """
     Report: _grpc.UnaryStreamMultiCallable[_bridge_pb2.ReportRequest, _bridge_pb2.BridgeReport]
     """What the bridge sees of a session: now, at every edge, and every second, until the session closes."""
@@ -51,17 +53,19 @@ class BridgeStub:
 class BridgeAsyncStub(BridgeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Open: _aio.UnaryUnaryMultiCallable[_bridge_pb2.OpenRequest, _bridge_pb2.OpenResponse]  # type: ignore[assignment]
-    """Makes the session's channels for a runner. The first `Open` of a session has epoch 1; a higher epoch adds a
-    candidate output. Idempotent by (session, epoch): again with newer credit extends it, and `overdraft_ms` 0
-    says that there will be no more. NOT_FOUND when the publisher has gone meanwhile.
+    """Makes the channels of one epoch, for one runner. The first `Open` of a session at this bridge makes the output;
+    a higher epoch adds a candidate, in the place of an older candidate. Idempotent by (session, epoch): again with
+    newer credit extends it, and `overdraft_ms` 0 says that there will be no more. NOT_FOUND when the publisher has
+    gone meanwhile.
     """
     Promote: _aio.UnaryUnaryMultiCallable[_bridge_pb2.PromoteRequest, _bridge_pb2.PromoteResponse]  # type: ignore[assignment]
-    """Takes the output of `epoch` from its next key frame on, and the old one below it.
-    UNIMPLEMENTED: comes with migration.
+    """Wishes for the candidate `epoch`: from one of its key frames on the viewers get its output, below it the old
+    one's; then the old one's channels are closed. Returns at once; `Report` says when it happened. Idempotent, also
+    after it happened. FAILED_PRECONDITION NO_CANDIDATE when that epoch was never opened or is closed.
     """
     Close: _aio.UnaryUnaryMultiCallable[_bridge_pb2.CloseRequest, _bridge_pb2.CloseResponse]  # type: ignore[assignment]
-    """Closes the output of `epoch`; with epoch 0 the whole session: viewers and publisher are disconnected with
-    `reason`, the meter closes. Idempotent.
+    """Closes the channels of `epoch`; with epoch 0 the whole session: viewers and publisher are disconnected with
+    `reason`, the meter closes. Reason `moved`: the session goes on at another bridge. Idempotent.
     """
     Report: _aio.UnaryStreamMultiCallable[_bridge_pb2.ReportRequest, _bridge_pb2.BridgeReport]  # type: ignore[assignment]
     """What the bridge sees of a session: now, at every edge, and every second, until the session closes."""
@@ -73,9 +77,10 @@ class BridgeServicer(metaclass=_abc_1.ABCMeta):
         request: _bridge_pb2.OpenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_bridge_pb2.OpenResponse, _abc.Awaitable[_bridge_pb2.OpenResponse]]:
-        """Makes the session's channels for a runner. The first `Open` of a session has epoch 1; a higher epoch adds a
-        candidate output. Idempotent by (session, epoch): again with newer credit extends it, and `overdraft_ms` 0
-        says that there will be no more. NOT_FOUND when the publisher has gone meanwhile.
+        """Makes the channels of one epoch, for one runner. The first `Open` of a session at this bridge makes the output;
+        a higher epoch adds a candidate, in the place of an older candidate. Idempotent by (session, epoch): again with
+        newer credit extends it, and `overdraft_ms` 0 says that there will be no more. NOT_FOUND when the publisher has
+        gone meanwhile.
         """
 
     @_abc_1.abstractmethod
@@ -84,8 +89,9 @@ class BridgeServicer(metaclass=_abc_1.ABCMeta):
         request: _bridge_pb2.PromoteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_bridge_pb2.PromoteResponse, _abc.Awaitable[_bridge_pb2.PromoteResponse]]:
-        """Takes the output of `epoch` from its next key frame on, and the old one below it.
-        UNIMPLEMENTED: comes with migration.
+        """Wishes for the candidate `epoch`: from one of its key frames on the viewers get its output, below it the old
+        one's; then the old one's channels are closed. Returns at once; `Report` says when it happened. Idempotent, also
+        after it happened. FAILED_PRECONDITION NO_CANDIDATE when that epoch was never opened or is closed.
         """
 
     @_abc_1.abstractmethod
@@ -94,8 +100,8 @@ class BridgeServicer(metaclass=_abc_1.ABCMeta):
         request: _bridge_pb2.CloseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_bridge_pb2.CloseResponse, _abc.Awaitable[_bridge_pb2.CloseResponse]]:
-        """Closes the output of `epoch`; with epoch 0 the whole session: viewers and publisher are disconnected with
-        `reason`, the meter closes. Idempotent.
+        """Closes the channels of `epoch`; with epoch 0 the whole session: viewers and publisher are disconnected with
+        `reason`, the meter closes. Reason `moved`: the session goes on at another bridge. Idempotent.
         """
 
     @_abc_1.abstractmethod

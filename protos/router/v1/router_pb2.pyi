@@ -20,6 +20,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Policy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Policy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POLICY_UNSPECIFIED: _Policy.ValueType  # 0
+    """balanced"""
+    POLICY_BALANCED: _Policy.ValueType  # 1
+    """warm, measured speed, failures, load and price weighed"""
+    POLICY_CHEAPEST: _Policy.ValueType  # 2
+    POLICY_FASTEST: _Policy.ValueType  # 3
+
+class Policy(_Policy, metaclass=_PolicyEnumTypeWrapper):
+    """By what runners that fit are compared."""
+
+POLICY_UNSPECIFIED: Policy.ValueType  # 0
+"""balanced"""
+POLICY_BALANCED: Policy.ValueType  # 1
+"""warm, measured speed, failures, load and price weighed"""
+POLICY_CHEAPEST: Policy.ValueType  # 2
+POLICY_FASTEST: Policy.ValueType  # 3
+Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
 class _SlotState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -73,11 +97,19 @@ class Requirements(_message.Message):
     REGION_FIELD_NUMBER: _builtins.int
     GPU_CLASS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    MAX_MICRO_PER_SECOND_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     region: _builtins.str
     """empty: any"""
     gpu_class: _builtins.str
     """empty: any"""
+    max_micro_per_second: _builtins.int
+    """of the runner's own price; 0: any"""
+    policy: Global___Policy.ValueType
+    warm: _builtins.bool
+    """only where the pipeline is loaded"""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """all must match"""
@@ -89,10 +121,13 @@ class Requirements(_message.Message):
         region: _builtins.str = ...,
         gpu_class: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_micro_per_second: _builtins.int = ...,
+        policy: Global___Policy.ValueType = ...,
+        warm: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_class", b"gpu_class", "labels", b"labels", "pipeline", b"pipeline", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_class", b"gpu_class", "labels", b"labels", "max_micro_per_second", b"max_micro_per_second", "pipeline", b"pipeline", "policy", b"policy", "region", b"region", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -106,15 +141,18 @@ class GrantRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
     EXCLUDE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """the holder"""
     wait_ms: _builtins.int
-    """0: now or never; at most 30000"""
+    """0: now or never; at most 300000"""
+    priority: _builtins.int
+    """-100..100, higher first"""
     @_builtins.property
     def requirements(self) -> Global___Requirements: ...
     @_builtins.property
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """runners that refused or failed this session"""
+        """runners that refused or failed this session, or that it leaves"""
 
     def __init__(
         self,
@@ -123,10 +161,11 @@ class GrantRequest(_message.Message):
         session: _builtins.str = ...,
         wait_ms: _builtins.int = ...,
         exclude: _abc.Iterable[_builtins.str] | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["requirements", b"requirements"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "requirements", b"requirements", "session", b"session", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "priority", b"priority", "requirements", b"requirements", "session", b"session", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,12 +180,15 @@ class Grant(_message.Message):
     SLOT_EPOCH_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
+    MICRO_PER_SECOND_FIELD_NUMBER: _builtins.int
     runner: _builtins.str
     slot: _builtins.int
     slot_epoch: _builtins.int
     address: _builtins.str
     """of the runner's `Runner` service"""
     boot_id: _builtins.str
+    micro_per_second: _builtins.int
+    """the runner's own price"""
     def __init__(
         self,
         *,
@@ -155,10 +197,11 @@ class Grant(_message.Message):
         slot_epoch: _builtins.int = ...,
         address: _builtins.str = ...,
         boot_id: _builtins.str = ...,
+        micro_per_second: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "runner", b"runner", "slot", b"slot", "slot_epoch", b"slot_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "micro_per_second", b"micro_per_second", "runner", b"runner", "slot", b"slot", "slot_epoch", b"slot_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -189,15 +232,19 @@ class ReleaseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
+    RUNNER_FIELD_NUMBER: _builtins.int
     session: _builtins.str
+    runner: _builtins.str
+    """empty: wherever"""
     def __init__(
         self,
         *,
         session: _builtins.str = ...,
+        runner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runner", b"runner", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,22 +304,32 @@ class RunnerView(_message.Message):
     ADVERT_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_AGE_MS_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    PENALTY_FIELD_NUMBER: _builtins.int
     heartbeat_age_ms: _builtins.int
     """-1: never heard by this router"""
+    penalty: _builtins.float
+    """of recent failures, 0..1; from 0.5 on it is quarantined"""
     @_builtins.property
     def advert(self) -> _events_pb2.RunnerAdvert: ...
     @_builtins.property
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotView]: ...
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.SlotClaim]:
+        """as it last said itself"""
+
     def __init__(
         self,
         *,
         advert: _events_pb2.RunnerAdvert | None = ...,
         slots: _abc.Iterable[Global___SlotView] | None = ...,
         heartbeat_age_ms: _builtins.int = ...,
+        claims: _abc.Iterable[_events_pb2.SlotClaim] | None = ...,
+        penalty: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["advert", b"advert"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advert", b"advert", "heartbeat_age_ms", b"heartbeat_age_ms", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advert", b"advert", "claims", b"claims", "heartbeat_age_ms", b"heartbeat_age_ms", "penalty", b"penalty", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,6 +396,8 @@ class PipelineCapacity(_message.Message):
     PROCESSES_AUDIO_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     FREE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    MIN_MICRO_PER_SECOND_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     version: _builtins.str
     description: _builtins.str
@@ -346,6 +405,10 @@ class PipelineCapacity(_message.Message):
     processes_audio: _builtins.bool
     slots: _builtins.int
     free: _builtins.int
+    waiting: _builtins.int
+    """in the queue for it"""
+    min_micro_per_second: _builtins.int
+    """the cheapest runner's own price that is heard"""
     def __init__(
         self,
         *,
@@ -356,10 +419,12 @@ class PipelineCapacity(_message.Message):
         processes_audio: _builtins.bool = ...,
         slots: _builtins.int = ...,
         free: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        min_micro_per_second: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "free", b"free", "params_schema", b"params_schema", "pipeline", b"pipeline", "processes_audio", b"processes_audio", "slots", b"slots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "free", b"free", "min_micro_per_second", b"min_micro_per_second", "params_schema", b"params_schema", "pipeline", b"pipeline", "processes_audio", b"processes_audio", "slots", b"slots", "version", b"version", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -399,3 +464,83 @@ class WatchRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class QueueRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """empty: all"""
+    session: _builtins.str
+    """empty: all"""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        session: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueueRequest: _TypeAlias = QueueRequest  # noqa: Y015
+
+@_typing.final
+class QueuePlace(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    WAITED_MS_FIELD_NUMBER: _builtins.int
+    EXPECTED_WAIT_MS_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    pipeline: _builtins.str
+    priority: _builtins.int
+    position: _builtins.int
+    """1 is served next"""
+    waited_ms: _builtins.int
+    expected_wait_ms: _builtins.int
+    """from how fast slots for it came free; -1: unknown"""
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        pipeline: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        position: _builtins.int = ...,
+        waited_ms: _builtins.int = ...,
+        expected_wait_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_wait_ms", b"expected_wait_ms", "pipeline", b"pipeline", "position", b"position", "priority", b"priority", "session", b"session", "waited_ms", b"waited_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueuePlace: _TypeAlias = QueuePlace  # noqa: Y015
+
+@_typing.final
+class QueueResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueuePlace]: ...
+    def __init__(
+        self,
+        *,
+        places: _abc.Iterable[Global___QueuePlace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueueResponse: _TypeAlias = QueueResponse  # noqa: Y015

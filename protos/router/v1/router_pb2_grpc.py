@@ -59,6 +59,11 @@ class RouterStub:
                 request_serializer=protos_dot_router_dot_v1_dot_router__pb2.WatchRequest.SerializeToString,
                 response_deserializer=protos_dot_router_dot_v1_dot_router__pb2.RunnersResponse.FromString,
                 _registered_method=True)
+        self.Queue = channel.unary_unary(
+                '/sluice.router.v1.Router/Queue',
+                request_serializer=protos_dot_router_dot_v1_dot_router__pb2.QueueRequest.SerializeToString,
+                response_deserializer=protos_dot_router_dot_v1_dot_router__pb2.QueueResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServicer:
@@ -66,14 +71,16 @@ class RouterServicer:
 
     def Grant(self, request, context):
         """Gives one slot to a session. Idempotent by `session`: a session that holds a slot that fits is given the same
-        again. RESOURCE_EXHAUSTED with reason NO_CAPACITY when nothing is free within `wait_ms`.
+        again, so a session that moves excludes the runner that it leaves. Who waits is served by priority, then by
+        arrival, over all routers; a caller that goes away leaves the queue at once. RESOURCE_EXHAUSTED with reason
+        NO_CAPACITY, `position` and `expected_wait_ms` when nothing is free within `wait_ms`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Release(self, request, context):
-        """Frees whatever the session holds. Idempotent.
+        """Frees what the session holds, everywhere or on one runner. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +100,13 @@ class RouterServicer:
 
     def Watch(self, request, context):
         """The fleet now, then again after each change, at most ten times a second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Queue(self, request, context):
+        """Who waits for a slot, the next one first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +139,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=protos_dot_router_dot_v1_dot_router__pb2.WatchRequest.FromString,
                     response_serializer=protos_dot_router_dot_v1_dot_router__pb2.RunnersResponse.SerializeToString,
+            ),
+            'Queue': grpc.unary_unary_rpc_method_handler(
+                    servicer.Queue,
+                    request_deserializer=protos_dot_router_dot_v1_dot_router__pb2.QueueRequest.FromString,
+                    response_serializer=protos_dot_router_dot_v1_dot_router__pb2.QueueResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -262,6 +281,33 @@ class Router:
             '/sluice.router.v1.Router/Watch',
             protos_dot_router_dot_v1_dot_router__pb2.WatchRequest.SerializeToString,
             protos_dot_router_dot_v1_dot_router__pb2.RunnersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Queue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sluice.router.v1.Router/Queue',
+            protos_dot_router_dot_v1_dot_router__pb2.QueueRequest.SerializeToString,
+            protos_dot_router_dot_v1_dot_router__pb2.QueueResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,28 +33,36 @@ class RouterStub:
     def __new__(cls, channel: _aio.Channel) -> RouterAsyncStub: ...
     Grant: _grpc.UnaryUnaryMultiCallable[_router_pb2.GrantRequest, _router_pb2.GrantResponse]
     """Gives one slot to a session. Idempotent by `session`: a session that holds a slot that fits is given the same
-    again. RESOURCE_EXHAUSTED with reason NO_CAPACITY when nothing is free within `wait_ms`.
+    again, so a session that moves excludes the runner that it leaves. Who waits is served by priority, then by
+    arrival, over all routers; a caller that goes away leaves the queue at once. RESOURCE_EXHAUSTED with reason
+    NO_CAPACITY, `position` and `expected_wait_ms` when nothing is free within `wait_ms`.
     """
     Release: _grpc.UnaryUnaryMultiCallable[_router_pb2.ReleaseRequest, _router_pb2.ReleaseResponse]
-    """Frees whatever the session holds. Idempotent."""
+    """Frees what the session holds, everywhere or on one runner. Idempotent."""
     Runners: _grpc.UnaryUnaryMultiCallable[_router_pb2.RunnersRequest, _router_pb2.RunnersResponse]
     Capacity: _grpc.UnaryUnaryMultiCallable[_router_pb2.CapacityRequest, _router_pb2.CapacityResponse]
     Watch: _grpc.UnaryStreamMultiCallable[_router_pb2.WatchRequest, _router_pb2.RunnersResponse]
     """The fleet now, then again after each change, at most ten times a second."""
+    Queue: _grpc.UnaryUnaryMultiCallable[_router_pb2.QueueRequest, _router_pb2.QueueResponse]
+    """Who waits for a slot, the next one first."""
 
 @_typing.type_check_only
 class RouterAsyncStub(RouterStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Grant: _aio.UnaryUnaryMultiCallable[_router_pb2.GrantRequest, _router_pb2.GrantResponse]  # type: ignore[assignment]
     """Gives one slot to a session. Idempotent by `session`: a session that holds a slot that fits is given the same
-    again. RESOURCE_EXHAUSTED with reason NO_CAPACITY when nothing is free within `wait_ms`.
+    again, so a session that moves excludes the runner that it leaves. Who waits is served by priority, then by
+    arrival, over all routers; a caller that goes away leaves the queue at once. RESOURCE_EXHAUSTED with reason
+    NO_CAPACITY, `position` and `expected_wait_ms` when nothing is free within `wait_ms`.
     """
     Release: _aio.UnaryUnaryMultiCallable[_router_pb2.ReleaseRequest, _router_pb2.ReleaseResponse]  # type: ignore[assignment]
-    """Frees whatever the session holds. Idempotent."""
+    """Frees what the session holds, everywhere or on one runner. Idempotent."""
     Runners: _aio.UnaryUnaryMultiCallable[_router_pb2.RunnersRequest, _router_pb2.RunnersResponse]  # type: ignore[assignment]
     Capacity: _aio.UnaryUnaryMultiCallable[_router_pb2.CapacityRequest, _router_pb2.CapacityResponse]  # type: ignore[assignment]
     Watch: _aio.UnaryStreamMultiCallable[_router_pb2.WatchRequest, _router_pb2.RunnersResponse]  # type: ignore[assignment]
     """The fleet now, then again after each change, at most ten times a second."""
+    Queue: _aio.UnaryUnaryMultiCallable[_router_pb2.QueueRequest, _router_pb2.QueueResponse]  # type: ignore[assignment]
+    """Who waits for a slot, the next one first."""
 
 class RouterServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -64,7 +72,9 @@ class RouterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.GrantResponse, _abc.Awaitable[_router_pb2.GrantResponse]]:
         """Gives one slot to a session. Idempotent by `session`: a session that holds a slot that fits is given the same
-        again. RESOURCE_EXHAUSTED with reason NO_CAPACITY when nothing is free within `wait_ms`.
+        again, so a session that moves excludes the runner that it leaves. Who waits is served by priority, then by
+        arrival, over all routers; a caller that goes away leaves the queue at once. RESOURCE_EXHAUSTED with reason
+        NO_CAPACITY, `position` and `expected_wait_ms` when nothing is free within `wait_ms`.
         """
 
     @_abc_1.abstractmethod
@@ -73,7 +83,7 @@ class RouterServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.ReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.ReleaseResponse, _abc.Awaitable[_router_pb2.ReleaseResponse]]:
-        """Frees whatever the session holds. Idempotent."""
+        """Frees what the session holds, everywhere or on one runner. Idempotent."""
 
     @_abc_1.abstractmethod
     def Runners(
@@ -96,5 +106,13 @@ class RouterServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_router_pb2.RunnersResponse], _abc.AsyncIterator[_router_pb2.RunnersResponse]]:
         """The fleet now, then again after each change, at most ten times a second."""
+
+    @_abc_1.abstractmethod
+    def Queue(
+        self,
+        request: _router_pb2.QueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.QueueResponse, _abc.Awaitable[_router_pb2.QueueResponse]]:
+        """Who waits for a slot, the next one first."""
 
 def add_RouterServicer_to_server(servicer: RouterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos.inference.v1 import runner_pb2 as _runner_pb2
 from protos.ingest.v1 import bridge_pb2 as _bridge_pb2
+from protos.router.v1 import router_pb2 as _router_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -69,6 +70,7 @@ class Stream(_message.Message):
     PROCESSES_AUDIO_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    WISHES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     tenant: _builtins.str
     name: _builtins.str
@@ -98,6 +100,8 @@ class Stream(_message.Message):
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___Before]:
         """of the newest revisions of a live session, the oldest first"""
 
+    @_builtins.property
+    def wishes(self) -> Global___Wishes: ...
     def __init__(
         self,
         *,
@@ -118,14 +122,78 @@ class Stream(_message.Message):
         processes_audio: _builtins.bool = ...,
         author: _builtins.str = ...,
         history: _abc.Iterable[Global___Before] | None = ...,
+        wishes: Global___Wishes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["wishes", b"wishes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "created_unix_ms", b"created_unix_ms", "deleted", b"deleted", "delivery", b"delivery", "history", b"history", "id", b"id", "last_session", b"last_session", "name", b"name", "output_rtmp_url", b"output_rtmp_url", "params", b"params", "params_schema", b"params_schema", "pipeline", b"pipeline", "processes_audio", b"processes_audio", "revision", b"revision", "scheduled", b"scheduled", "session", b"session", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "created_unix_ms", b"created_unix_ms", "deleted", b"deleted", "delivery", b"delivery", "history", b"history", "id", b"id", "last_session", b"last_session", "name", b"name", "output_rtmp_url", b"output_rtmp_url", "params", b"params", "params_schema", b"params_schema", "pipeline", b"pipeline", "processes_audio", b"processes_audio", "revision", b"revision", "scheduled", b"scheduled", "session", b"session", "tenant", b"tenant", "wishes", b"wishes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Stream: _TypeAlias = Stream  # noqa: Y015
+
+@_typing.final
+class Wishes(_message.Message):
+    """What a stream asks of where it runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REGION_FIELD_NUMBER: _builtins.int
+    GPU_CLASS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MAX_MICRO_PER_SECOND_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_MS_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    gpu_class: _builtins.str
+    max_micro_per_second: _builtins.int
+    """0: any price"""
+    policy: _router_pb2.Policy.ValueType
+    priority: _builtins.int
+    """-100..100 among those who wait, higher first"""
+    max_wait_ms: _builtins.int
+    """for a slot; 0: the installation's own patience"""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        gpu_class: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_micro_per_second: _builtins.int = ...,
+        policy: _router_pb2.Policy.ValueType = ...,
+        priority: _builtins.int = ...,
+        max_wait_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_class", b"gpu_class", "labels", b"labels", "max_micro_per_second", b"max_micro_per_second", "max_wait_ms", b"max_wait_ms", "policy", b"policy", "priority", b"priority", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wishes: _TypeAlias = Wishes  # noqa: Y015
 
 @_typing.final
 class Before(_message.Message):
@@ -188,6 +256,13 @@ class Session(_message.Message):
     MAX_DURATION_MS_FIELD_NUMBER: _builtins.int
     LATENCY_FIELD_NUMBER: _builtins.int
     SIGNALLING_FIELD_NUMBER: _builtins.int
+    WISHES_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    MOVE_WANTED_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    BRIDGE_LOST_UNIX_MS_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     stream: _builtins.str
     tenant: _builtins.str
@@ -221,9 +296,27 @@ class Session(_message.Message):
     """0: none"""
     signalling: _builtins.str
     """URL of the public HTTP of the ingest pod that has its media, for the others"""
+    move_wanted: _builtins.str
+    """why somebody wishes it elsewhere: "drain", "asked", ...; its owner sees to it"""
+    failures: _builtins.int
+    """runners that failed it one after the other, without a while of output between"""
+    bridge_lost_unix_ms: _builtins.int
+    """since when its ingest pod does not answer; 0: it does"""
+    boot_id: _builtins.str
+    """of its runner's process"""
     @_builtins.property
     def latency(self) -> _bridge_pb2.Latency:
         """as the bridge had it at the end"""
+
+    @_builtins.property
+    def wishes(self) -> Global___Wishes: ...
+    @_builtins.property
+    def next(self) -> Global___Place:
+        """where it moves to; unset: it does not"""
+
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Move]:
+        """the newest 8, the oldest first"""
 
     def __init__(
         self,
@@ -254,14 +347,105 @@ class Session(_message.Message):
         max_duration_ms: _builtins.int = ...,
         latency: _bridge_pb2.Latency | None = ...,
         signalling: _builtins.str = ...,
+        wishes: Global___Wishes | None = ...,
+        next: Global___Place | None = ...,
+        move_wanted: _builtins.str = ...,
+        moves: _abc.Iterable[Global___Move] | None = ...,
+        failures: _builtins.int = ...,
+        bridge_lost_unix_ms: _builtins.int = ...,
+        boot_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "next", b"next", "wishes", b"wishes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "created_unix_ms", b"created_unix_ms", "degraded_by", b"degraded_by", "delivery", b"delivery", "end_message", b"end_message", "end_reason", b"end_reason", "ended_unix_ms", b"ended_unix_ms", "epoch", b"epoch", "id", b"id", "latency", b"latency", "max_duration_ms", b"max_duration_ms", "micro_per_second", b"micro_per_second", "owner", b"owner", "paid_until_ms", b"paid_until_ms", "phase", b"phase", "pipeline", b"pipeline", "revision", b"revision", "runner", b"runner", "runner_address", b"runner_address", "settled", b"settled", "signalling", b"signalling", "slot", b"slot", "slot_epoch", b"slot_epoch", "stream", b"stream", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "bridge", b"bridge", "bridge_lost_unix_ms", b"bridge_lost_unix_ms", "created_unix_ms", b"created_unix_ms", "degraded_by", b"degraded_by", "delivery", b"delivery", "end_message", b"end_message", "end_reason", b"end_reason", "ended_unix_ms", b"ended_unix_ms", "epoch", b"epoch", "failures", b"failures", "id", b"id", "latency", b"latency", "max_duration_ms", b"max_duration_ms", "micro_per_second", b"micro_per_second", "move_wanted", b"move_wanted", "moves", b"moves", "next", b"next", "owner", b"owner", "paid_until_ms", b"paid_until_ms", "phase", b"phase", "pipeline", b"pipeline", "revision", b"revision", "runner", b"runner", "runner_address", b"runner_address", "settled", b"settled", "signalling", b"signalling", "slot", b"slot", "slot_epoch", b"slot_epoch", "stream", b"stream", "tenant", b"tenant", "traceparent", b"traceparent", "wishes", b"wishes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Session: _TypeAlias = Session  # noqa: Y015
+
+@_typing.final
+class Place(_message.Message):
+    """A slot that a session has, or is about to have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNER_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    SLOT_EPOCH_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    runner: _builtins.str
+    address: _builtins.str
+    slot: _builtins.int
+    slot_epoch: _builtins.int
+    epoch: _builtins.int
+    """of the session there"""
+    boot_id: _builtins.str
+    why: _builtins.str
+    """it moves there"""
+    def __init__(
+        self,
+        *,
+        runner: _builtins.str = ...,
+        address: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        slot_epoch: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        boot_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "epoch", b"epoch", "runner", b"runner", "slot", b"slot", "slot_epoch", b"slot_epoch", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Place: _TypeAlias = Place  # noqa: Y015
+
+@_typing.final
+class Move(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIX_MS_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FREEZE_MS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    REPEATED_FIELD_NUMBER: _builtins.int
+    unix_ms: _builtins.int
+    """when the viewers got the new output"""
+    to: _builtins.str
+    why: _builtins.str
+    """runner_lost, stalled, engine_crashed, slow, drain, asked, ..."""
+    epoch: _builtins.int
+    """the new one"""
+    freeze_ms: _builtins.int
+    """between the last picture of the old and the first of the new"""
+    lost: _builtins.int
+    """pictures"""
+    repeated: _builtins.int
+    def __init__(
+        self,
+        *,
+        unix_ms: _builtins.int = ...,
+        to: _builtins.str = ...,
+        why: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        freeze_ms: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        repeated: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "freeze_ms", b"freeze_ms", "from", b"from", "lost", b"lost", "repeated", b"repeated", "to", b"to", "unix_ms", b"unix_ms", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Move: _TypeAlias = Move  # noqa: Y015
 
 @_typing.final
 class CreateStreamRequest(_message.Message):
@@ -438,6 +622,83 @@ class StartSessionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartSessionResponse: _TypeAlias = StartSessionResponse  # noqa: Y015
+
+@_typing.final
+class RejoinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    BRIDGE_FIELD_NUMBER: _builtins.int
+    SIGNALLING_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    bridge: _builtins.str
+    signalling: _builtins.str
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        bridge: _builtins.str = ...,
+        signalling: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridge", b"bridge", "signalling", b"signalling", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejoinRequest: _TypeAlias = RejoinRequest  # noqa: Y015
+
+@_typing.final
+class RejoinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___Session: ...
+    @_builtins.property
+    def resume(self) -> _bridge_pb2.Position:
+        """where its media goes on"""
+
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+        resume: _bridge_pb2.Position | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume", "session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejoinResponse: _TypeAlias = RejoinResponse  # noqa: Y015
+
+@_typing.final
+class MoveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    tenant: _builtins.str
+    why: _builtins.str
+    """empty: "asked" """
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "tenant", b"tenant", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveRequest: _TypeAlias = MoveRequest  # noqa: Y015
 
 @_typing.final
 class UpdateRequest(_message.Message):
@@ -643,15 +904,19 @@ class DrainRunnerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RUNNER_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
     runner: _builtins.str
+    cancel: _builtins.bool
+    """it takes sessions again"""
     def __init__(
         self,
         *,
         runner: _builtins.str = ...,
+        cancel: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["runner", b"runner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "runner", b"runner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -661,12 +926,17 @@ Global___DrainRunnerRequest: _TypeAlias = DrainRunnerRequest  # noqa: Y015
 class DrainRunnerResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    sessions: _builtins.int
+    """still there"""
     def __init__(
         self,
+        *,
+        sessions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sessions", b"sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,6 +59,16 @@ class SessionsStub:
                 request_serializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.StartSessionRequest.SerializeToString,
                 response_deserializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.StartSessionResponse.FromString,
                 _registered_method=True)
+        self.Rejoin = channel.unary_unary(
+                '/sluice.sessions.v1.Sessions/Rejoin',
+                request_serializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.RejoinRequest.SerializeToString,
+                response_deserializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.RejoinResponse.FromString,
+                _registered_method=True)
+        self.Move = channel.unary_unary(
+                '/sluice.sessions.v1.Sessions/Move',
+                request_serializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.MoveRequest.SerializeToString,
+                response_deserializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.Session.FromString,
+                _registered_method=True)
         self.Update = channel.unary_unary(
                 '/sluice.sessions.v1.Sessions/Update',
                 request_serializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.UpdateRequest.SerializeToString,
@@ -129,6 +139,23 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rejoin(self, request, context):
+        """The publisher of a live session came back at another ingest pod: the session goes on there, with its slot and
+        its pipeline's state. Idempotent by bridge. NOT_FOUND with reason SESSION_NOT_FOUND: there is none any more,
+        start one. FAILED_PRECONDITION STREAM_BUSY: its publisher is still connected where it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Move(self, request, context):
+        """Moves a live session to another runner, make-before-break. Returns when the wish is recorded; `Get` and `Watch`
+        show what became of it (`moves`). FAILED_PRECONDITION when it is not live or moves already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Update(self, request, context):
         """Changes parameters of the stream, and of its live session: all that are named or, if one is wrong, none.
         """
@@ -162,7 +189,8 @@ class SessionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainRunner(self, request, context):
-        """UNIMPLEMENTED: comes with make-before-break.
+        """The runner takes no new session, and those it has are moved to others as soon as there is room. Idempotent: again
+        tells how many are left. NOT_FOUND: no such runner.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +223,16 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.StartSession,
                     request_deserializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.StartSessionRequest.FromString,
                     response_serializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.StartSessionResponse.SerializeToString,
+            ),
+            'Rejoin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rejoin,
+                    request_deserializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.RejoinRequest.FromString,
+                    response_serializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.RejoinResponse.SerializeToString,
+            ),
+            'Move': grpc.unary_unary_rpc_method_handler(
+                    servicer.Move,
+                    request_deserializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.MoveRequest.FromString,
+                    response_serializer=protos_dot_sessions_dot_v1_dot_sessions__pb2.Session.SerializeToString,
             ),
             'Update': grpc.unary_unary_rpc_method_handler(
                     servicer.Update,
@@ -362,6 +400,60 @@ class Sessions:
             '/sluice.sessions.v1.Sessions/StartSession',
             protos_dot_sessions_dot_v1_dot_sessions__pb2.StartSessionRequest.SerializeToString,
             protos_dot_sessions_dot_v1_dot_sessions__pb2.StartSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rejoin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sluice.sessions.v1.Sessions/Rejoin',
+            protos_dot_sessions_dot_v1_dot_sessions__pb2.RejoinRequest.SerializeToString,
+            protos_dot_sessions_dot_v1_dot_sessions__pb2.RejoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Move(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sluice.sessions.v1.Sessions/Move',
+            protos_dot_sessions_dot_v1_dot_sessions__pb2.MoveRequest.SerializeToString,
+            protos_dot_sessions_dot_v1_dot_sessions__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,

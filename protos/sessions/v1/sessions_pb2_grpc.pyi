@@ -42,6 +42,15 @@ class SessionsStub:
     and leaves nothing. FAILED_PRECONDITION: INSUFFICIENT_CREDIT, STREAM_BUSY (it has a session already).
     RESOURCE_EXHAUSTED: NO_CAPACITY.
     """
+    Rejoin: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.RejoinRequest, _sessions_pb2.RejoinResponse]
+    """The publisher of a live session came back at another ingest pod: the session goes on there, with its slot and
+    its pipeline's state. Idempotent by bridge. NOT_FOUND with reason SESSION_NOT_FOUND: there is none any more,
+    start one. FAILED_PRECONDITION STREAM_BUSY: its publisher is still connected where it was.
+    """
+    Move: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.MoveRequest, _sessions_pb2.Session]
+    """Moves a live session to another runner, make-before-break. Returns when the wish is recorded; `Get` and `Watch`
+    show what became of it (`moves`). FAILED_PRECONDITION when it is not live or moves already.
+    """
     Update: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.UpdateRequest, _sessions_pb2.UpdateResponse]
     """Changes parameters of the stream, and of its live session: all that are named or, if one is wrong, none."""
     Stop: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.StopRequest, _sessions_pb2.StopResponse]
@@ -50,7 +59,9 @@ class SessionsStub:
     Watch: _grpc.UnaryStreamMultiCallable[_sessions_pb2.WatchRequest, _sessions_pb2.Session]
     """Sessions as they change, from now on."""
     DrainRunner: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.DrainRunnerRequest, _sessions_pb2.DrainRunnerResponse]
-    """UNIMPLEMENTED: comes with make-before-break."""
+    """The runner takes no new session, and those it has are moved to others as soon as there is room. Idempotent: again
+    tells how many are left. NOT_FOUND: no such runner.
+    """
 
 @_typing.type_check_only
 class SessionsAsyncStub(SessionsStub):
@@ -66,6 +77,15 @@ class SessionsAsyncStub(SessionsStub):
     and leaves nothing. FAILED_PRECONDITION: INSUFFICIENT_CREDIT, STREAM_BUSY (it has a session already).
     RESOURCE_EXHAUSTED: NO_CAPACITY.
     """
+    Rejoin: _aio.UnaryUnaryMultiCallable[_sessions_pb2.RejoinRequest, _sessions_pb2.RejoinResponse]  # type: ignore[assignment]
+    """The publisher of a live session came back at another ingest pod: the session goes on there, with its slot and
+    its pipeline's state. Idempotent by bridge. NOT_FOUND with reason SESSION_NOT_FOUND: there is none any more,
+    start one. FAILED_PRECONDITION STREAM_BUSY: its publisher is still connected where it was.
+    """
+    Move: _aio.UnaryUnaryMultiCallable[_sessions_pb2.MoveRequest, _sessions_pb2.Session]  # type: ignore[assignment]
+    """Moves a live session to another runner, make-before-break. Returns when the wish is recorded; `Get` and `Watch`
+    show what became of it (`moves`). FAILED_PRECONDITION when it is not live or moves already.
+    """
     Update: _aio.UnaryUnaryMultiCallable[_sessions_pb2.UpdateRequest, _sessions_pb2.UpdateResponse]  # type: ignore[assignment]
     """Changes parameters of the stream, and of its live session: all that are named or, if one is wrong, none."""
     Stop: _aio.UnaryUnaryMultiCallable[_sessions_pb2.StopRequest, _sessions_pb2.StopResponse]  # type: ignore[assignment]
@@ -74,7 +94,9 @@ class SessionsAsyncStub(SessionsStub):
     Watch: _aio.UnaryStreamMultiCallable[_sessions_pb2.WatchRequest, _sessions_pb2.Session]  # type: ignore[assignment]
     """Sessions as they change, from now on."""
     DrainRunner: _aio.UnaryUnaryMultiCallable[_sessions_pb2.DrainRunnerRequest, _sessions_pb2.DrainRunnerResponse]  # type: ignore[assignment]
-    """UNIMPLEMENTED: comes with make-before-break."""
+    """The runner takes no new session, and those it has are moved to others as soon as there is room. Idempotent: again
+    tells how many are left. NOT_FOUND: no such runner.
+    """
 
 class SessionsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -116,6 +138,27 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         """The media of a stream arrives at an ingest pod: one call makes the session and everything it needs, or fails
         and leaves nothing. FAILED_PRECONDITION: INSUFFICIENT_CREDIT, STREAM_BUSY (it has a session already).
         RESOURCE_EXHAUSTED: NO_CAPACITY.
+        """
+
+    @_abc_1.abstractmethod
+    def Rejoin(
+        self,
+        request: _sessions_pb2.RejoinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.RejoinResponse, _abc.Awaitable[_sessions_pb2.RejoinResponse]]:
+        """The publisher of a live session came back at another ingest pod: the session goes on there, with its slot and
+        its pipeline's state. Idempotent by bridge. NOT_FOUND with reason SESSION_NOT_FOUND: there is none any more,
+        start one. FAILED_PRECONDITION STREAM_BUSY: its publisher is still connected where it was.
+        """
+
+    @_abc_1.abstractmethod
+    def Move(
+        self,
+        request: _sessions_pb2.MoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.Session, _abc.Awaitable[_sessions_pb2.Session]]:
+        """Moves a live session to another runner, make-before-break. Returns when the wish is recorded; `Get` and `Watch`
+        show what became of it (`moves`). FAILED_PRECONDITION when it is not live or moves already.
         """
 
     @_abc_1.abstractmethod
@@ -161,7 +204,9 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.DrainRunnerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.DrainRunnerResponse, _abc.Awaitable[_sessions_pb2.DrainRunnerResponse]]:
-        """UNIMPLEMENTED: comes with make-before-break."""
+        """The runner takes no new session, and those it has are moved to others as soon as there is room. Idempotent: again
+        tells how many are left. NOT_FOUND: no such runner.
+        """
 
 def add_SessionsServicer_to_server(servicer: SessionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
