@@ -2,18 +2,18 @@
 
 The traps it is written around were measured (nats-server 2.15, nats-py 2.16): default pings take minutes to
 notice a hung broker; a watcher goes silently stale after a reconnection; `update()` drops a key's TTL; a
-publish that timed out may have been stored.
+publish that timed out may have been stored; a full disk is silent, and a server may return without its store.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
+from uuid import uuid4
 
 import nats
 import nats.errors
@@ -29,34 +29,49 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.kv import KV_DEL, KV_MARKER_REASON, KV_OP, KV_PURGE, KeyValue
-from prometheus_client import Counter
+from nats.js.kv import KV_MARKER_REASON, KV_OP, KV_PURGE, KeyValue
+from prometheus_client import Counter, Gauge
 
 from services.common.errors import ConflictError, InvalidError, SluiceError, UnavailableError
 from services.common.latest import Latest
+from services.common.nats_errors import translated
 from services.common.telemetry import carrier, report_bug
-from services.common.topology import BucketSpec, StreamSpec
+from services.common.topology import PROBE, PROBE_SUBJECT, BucketSpec, StreamSpec
+from services.common.views import BAD_MESSAGES, Entry, Filling, ParsedView, View
 
+__all__ = ["BAD_MESSAGES", "Bucket", "Bus", "Entry", "ParsedView", "View", "connect"]
 log = structlog.get_logger()
 
 RECONNECTS: Final = Counter("sluice_nats_reconnects_total", "Times the connection to NATS was made again.")
-BAD_MESSAGES: Final = Counter("sluice_nats_bad_messages_total", "Messages that could not be read.", ["kind"])
-CONFLICTS: Final = Counter("sluice_kv_conflicts_total", "Compare-and-set that lost a race.", ["bucket"])
+STORING: Final = Gauge(
+    "sluice_nats_storing",
+    "1 while NATS stores what this process publishes; 0 when it is away, stands still or has no disk left.",
+)
+RESTORED: Final = Counter(
+    "sluice_kv_restored_total", "Keys put back into a bucket that NATS had lost.", ["bucket"]
+)
+STALE: Final = Counter(
+    "sluice_kv_stale_views_total",
+    "Views that had not heard all of their bucket, and were made anew.",
+    ["bucket"],
+)
 CONNECT_TIMEOUT_S: Final = 30.0
 REQUEST_TIMEOUT_S: Final = 3.0
-RESYNC_S: Final = 30.0  # a view is rebuilt so often even if nothing says that it went stale
+PROVE_EVERY_S: Final = (
+    30.0  # a view is compared with its bucket so often, even if nothing says that it is stale
+)
+PROVEN_WITHIN_S: Final = 3.0  # else it is rebuilt
 WATCHER_LINGERS_S: Final = 5.0  # the server forgets a watcher that left; nats-py would keep it 5 minutes
+MAILBOX: Final = 1024  # messages of a core subject, between nats-py and who reads them
 ATTEMPTS: Final = 20  # of a read-modify-compare-and-set before it is given up as contention
+PROBE_EVERY_S: Final = 5.0
+PROBE_PAYLOAD: Final = bytes(4096)  # a page, for which a full disk has no room
+# Of probes that fail: longer than a restart, for who leaves a headless service's name is found again late.
+NOT_STORING_AFTER_S: Final = 30.0
+RESTORE_AT_ONCE: Final = 64  # keys on their way
+STREAM_NOT_FOUND: Final = 10059
 KEY: Final = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 KEY_MAX_BYTES: Final = 512 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a key holds, and the revision to name when it is replaced."""
-
-    value: bytes
-    revision: int
 
 
 class Bus:
@@ -66,18 +81,20 @@ class Bus:
         self._client = client
         self._jetstream = client.jetstream(timeout=REQUEST_TIMEOUT_S)
         self.generation = Latest(0)  # grows with every reconnection
-        self._healthy_since_s: float | None = time.monotonic()
+        self.stores = True  # False once messages were not stored for a while
+        self._streams: dict[str, StreamConfig] = {}
+        self._healthy_since_s: float | None = _now_s()
 
     @property
     def healthy_for_s(self) -> float:
         """How long the link has been up; 0 while it is down. Silence of others is evidence only after 3 s."""
-        return 0.0 if self._healthy_since_s is None else time.monotonic() - self._healthy_since_s
+        return 0.0 if self._healthy_since_s is None else _now_s() - self._healthy_since_s
 
     def went_down(self) -> None:
         self._healthy_since_s = None
 
     def came_back(self) -> None:
-        self._healthy_since_s = time.monotonic()
+        self._healthy_since_s = _now_s()
         RECONNECTS.inc()
         self.generation.set(self.generation.value + 1)
 
@@ -87,11 +104,16 @@ class Bus:
             await self._client.publish(subject, payload, headers=carrier())
 
     async def subscribe(self, subject: str) -> AsyncIterator[Msg]:
-        """Iterate over a core subject; the client subscribes again by itself after a reconnection."""
-        subscription = await self._client.subscribe(subject)
+        """Iterate over a core subject; the client subscribes again by itself after a reconnection.
+
+        Not nats-py's own iterator: it makes a task for each message, and a busy loop then hears thousands of
+        heartbeats seconds late. Behind a full mailbox its own limits hold, which drop and tell.
+        """
+        mailbox: asyncio.Queue[Msg] = asyncio.Queue(MAILBOX)
+        subscription = await self._client.subscribe(subject, cb=mailbox.put)
         try:
-            async for message in subscription.messages:
-                yield message
+            while True:
+                yield await mailbox.get()
         finally:
             with suppress(nats.errors.Error):
                 await subscription.unsubscribe()
@@ -99,12 +121,13 @@ class Bus:
     async def store(self, subject: str, payload: bytes, *, message_id: str) -> None:
         """Publish to JetStream, wait until it is stored. Unavailable = unknown: repeat with the same id."""
         self._require_link()
-        with _translated(f"publish to {subject}"):
+        with translated(f"publish to {subject}"):
             await self._jetstream.publish(
                 subject, payload, headers={**carrier(), "Nats-Msg-Id": message_id}, timeout=REQUEST_TIMEOUT_S
             )
 
     async def ensure_stream(self, spec: StreamSpec, replicas: int) -> None:
+        """Make the stream if need be, and again should NATS come back without it."""
         config = StreamConfig(
             name=spec.name,
             subjects=list(spec.subjects),
@@ -114,8 +137,9 @@ class Bus:
             num_replicas=replicas,
             storage=StorageType.FILE,
         )
-        with _translated(f"create stream {spec.name}"):
+        with translated(f"create stream {spec.name}"):
             await self._jetstream.add_stream(config)
+        self._streams[spec.name] = config
 
     async def bucket(self, spec: BucketSpec, replicas: int) -> Bucket:
         """The bucket, created if need be."""
@@ -127,8 +151,54 @@ class Bus:
             storage=StorageType.FILE,
             limit_marker_ttl=spec.markers_s or None,
         )
-        with _translated(f"create bucket {spec.name}"):
-            return Bucket(self, spec.name, await self._jetstream.create_key_value(config))
+        with translated(f"create bucket {spec.name}"):
+            return Bucket(self, spec, config, await self._jetstream.create_key_value(config))
+
+    async def made(self, config: KeyValueConfig) -> tuple[datetime, int]:
+        """When the bucket was made, now if NATS had lost it; and its newest revision."""
+        try:
+            info = await self._jetstream.stream_info(f"KV_{config.bucket}")
+        except nats.js.errors.NotFoundError:
+            await self._jetstream.create_key_value(config)
+            info = await self._jetstream.stream_info(f"KV_{config.bucket}")
+        assert info.created is not None, "a stream says when it was made"
+        return info.created, info.state.last_seq
+
+    async def watch_over(self) -> None:
+        """For ever: store a message now and then, to know that it is stored, and make lost streams again.
+
+        A server whose disk was full says nothing and stores nothing until it is restarted: only a real
+        publish tells.
+        """
+        version, failing_since_s = self.generation.version, None
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_EVERY_S):
+                    await self.generation.newer_than(version)
+            try:
+                if version != self.generation.version:
+                    version = await self._streams_again()
+                self._require_link()  # of runners, which are too many to probe, that is all that is known
+                if PROBE.name in self._streams:
+                    await self.store(PROBE_SUBJECT, PROBE_PAYLOAD, message_id=uuid4().hex)
+                failing_since_s = None
+            except SluiceError as error:
+                failing_since_s = failing_since_s or _now_s()
+                log.warning("NATS stores nothing", reason=error.reason, why=error.message)
+                await asyncio.sleep(0.5)
+            self._found(failing_since_s)
+
+    async def _streams_again(self) -> int:
+        """Make what a server that came back may lack; returns the generation for which that is done."""
+        version = self.generation.version
+        for config in self._streams.values():
+            with translated(f"create stream {config.name}"):
+                await self._jetstream.add_stream(config)
+        return version
+
+    def _found(self, failing_since_s: float | None) -> None:
+        STORING.set(failing_since_s is None)
+        self.stores = failing_since_s is None or _now_s() - failing_since_s < NOT_STORING_AFTER_S
 
     async def consume(
         self, spec: StreamSpec, durable: str, apply: Callable[[Sequence[Msg]], Awaitable[None]], *, batch: int
@@ -171,11 +241,15 @@ class Bus:
             for message in messages:
                 await message.ack()
 
-    async def publish_with_ttl(self, subject: str, payload: bytes, revision: int, ttl_s: int) -> int:
+    async def publish_with_ttl(
+        self, subject: str, payload: bytes, revision: int, ttl_s: int, operation: str = ""
+    ) -> int:
         """Renew a key with a TTL: the raw publish, because `update()` would make the key immortal."""
         self._require_link()
         headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
-        with _translated(subject):
+        if operation:
+            headers[KV_OP] = operation
+        with translated(subject):
             ack = await self._jetstream.publish(subject, payload, headers=headers, msg_ttl=ttl_s)
         return int(ack.seq)
 
@@ -192,10 +266,14 @@ class Bus:
 class Bucket:
     """A key-value bucket whose every state change is a compare-and-set."""
 
-    def __init__(self, bus: Bus, name: str, kv: KeyValue) -> None:
+    def __init__(self, bus: Bus, spec: BucketSpec, config: KeyValueConfig, kv: KeyValue) -> None:
         self._bus = bus
-        self.name = name
+        self.name = spec.name
+        self._lasting = spec.lasting
+        self._config = config
         self._kv = kv
+        self._followed = False
+        self._sure_of = bus.generation.version
 
     async def get(self, key: str) -> Entry | None:
         newest = await self._newest(key)
@@ -208,21 +286,30 @@ class Bucket:
         """
         if not KEY.fullmatch(key):
             raise InvalidError(f"no key of a bucket: {key!r}")
-        with _translated(f"read {self.name}"):
+        with translated(f"read {self.name}"):
             try:
                 message = await self._bus.newest(f"KV_{self.name}", f"$KV.{self.name}.{key}")
-            except nats.js.errors.NotFoundError:
+            except nats.js.errors.NotFoundError as error:
+                if error.err_code == STREAM_NOT_FOUND or self._unsure:
+                    raise UnavailableError(
+                        f"NATS lost the bucket {self.name}", reason="BUCKET_LOST"
+                    ) from error
                 return 0
         revision = message.seq or 0
         if message.headers and (KV_OP in message.headers or KV_MARKER_REASON in message.headers):
             return revision
         return Entry(message.data or b"", revision)
 
+    @property
+    def _unsure(self) -> bool:
+        """Whether a key may be absent only because it is not restored yet: our follower has not looked."""
+        return self._followed and self._sure_of != self._bus.generation.version
+
     async def create(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
         """Create `key`. Raises ConflictError if it exists. With a TTL, renew it by `renew` only."""
         self._bus._require_link()  # noqa: SLF001 - one module, two classes
         try:
-            with _translated(f"create in {self.name}", bucket=self.name):
+            with translated(f"create in {self.name}", bucket=self.name):
                 return await self._kv.create(key, value, msg_ttl=ttl_s)
         except ConflictError:
             newest = await self._newest(key)
@@ -235,16 +322,23 @@ class Bucket:
     async def update(self, key: str, value: bytes, revision: int) -> int:
         """Replace the value if `revision` is still the newest. Raises ConflictError otherwise."""
         self._bus._require_link()  # noqa: SLF001
-        with _translated(f"update in {self.name}", bucket=self.name):
+        with translated(f"update in {self.name}", bucket=self.name):
             return await self._kv.update(key, value, last=revision)
 
     async def renew(self, key: str, value: bytes, revision: int, ttl_s: int) -> int:
         return await self._bus.publish_with_ttl(f"$KV.{self.name}.{key}", value, revision, ttl_s)
 
+    async def withdraw(self, key: str, revision: int, ttl_s: int) -> None:
+        """Delete a key of which there will be no other: unlike `delete`'s, its marker goes away too.
+
+        Raises ConflictError if `revision` is not the newest.
+        """
+        await self._bus.publish_with_ttl(f"$KV.{self.name}.{key}", b"", revision, ttl_s, KV_PURGE)
+
     async def delete(self, key: str, revision: int | None = None) -> None:
         """Delete `key`; with `revision` only if that is still the newest. Raises ConflictError otherwise."""
         self._bus._require_link()  # noqa: SLF001
-        with _translated(f"delete in {self.name}", bucket=self.name):
+        with translated(f"delete in {self.name}", bucket=self.name):
             await self._kv.delete(key, last=revision)
 
     async def change(self, key: str, step: Callable[[bytes | None], bytes | None]) -> tuple[bytes, int]:
@@ -268,83 +362,67 @@ class Bucket:
         raise UnavailableError(f"too much contention on {key}", reason="CONTENTION")
 
     async def follow(self, view: View) -> None:
-        """Keep `view` equal to the bucket for ever: a loop for `background`."""
+        """Keep `view` equal to the bucket for ever: a loop for `background`.
+
+        A bucket that was made anew, because NATS came back without its store, gets back what `view` had.
+        """
+        made: datetime | None = None
+        judges, self._followed = not self._followed, True  # the first of several followers knows most
         while True:
             try:
-                await self._follow_once(view)
-            except (nats.errors.Error, OSError, TimeoutError) as error:
+                generation = self._bus.generation.version
+                now_made, revision = await self._bus.made(self._config)
+                if made is not None and made != now_made and self._lasting:
+                    await self._restore(view)
+                made = now_made
+                if judges:
+                    self._sure_of = generation
+                await self._follow_once(view, now_made, revision)
+            except (nats.errors.Error, SluiceError, OSError, TimeoutError) as error:
                 log.warning("watch interrupted", bucket=self.name, error=repr(error))
                 await asyncio.sleep(0.25)
 
-    async def _follow_once(self, view: View) -> None:
+    async def _restore(self, view: View) -> None:
+        """Put back what is missing; another follower may do the same, and the first one counts."""
+        log.warning("NATS lost a bucket, it is restored", bucket=self.name, keys=len(view.entries))
+        entries = list(view.entries.items())
+        for start in range(0, len(entries), RESTORE_AT_ONCE):
+            some = entries[start : start + RESTORE_AT_ONCE]
+            await asyncio.gather(*(self._put_back(key, entry.value) for key, entry in some))
+
+    async def _put_back(self, key: str, value: bytes) -> None:
+        with suppress(ConflictError):
+            await self.create(key, value)
+            RESTORED.labels(self.name).inc()
+
+    async def _follow_once(self, view: View, made: datetime, revision: int) -> None:
+        """Follow while everything is heard. `made` and `revision` are what the bucket said before this."""
         generation = self._bus.generation.version
         watcher: Any = await self._kv.watchall(inactive_threshold=WATCHER_LINGERS_S)
         try:
-            fresh: dict[str, Entry] | None = {}
-            deadline_s = time.monotonic() + RESYNC_S
-            while self._bus.generation.version == generation and time.monotonic() < deadline_s:
-                try:  # not `watcher.updates`: its wait_for swallows a cancellation that comes with news
+            filling = Filling(view, revision)
+            due_s, expected = _now_s() + PROVE_EVERY_S, 0
+            while self._bus.generation.version == generation:
+                # Not `watcher.updates`: its wait_for swallows a cancellation that comes with news. And one
+                # timeout for many of them: there are thousands a second.
+                with suppress(TimeoutError):
                     async with asyncio.timeout(0.5):
-                        update = await anext(watcher)
-                except TimeoutError:
+                        while True:
+                            filling.take(await anext(watcher))
+                if _now_s() < due_s:
                     continue
-                if update is None:  # the end of what was there already
-                    if fresh is not None:
-                        view.replace(fresh)
-                        fresh = None
-                    continue
-                gone = update.operation in {KV_DEL, KV_PURGE}
-                entry = None if gone else Entry(update.value or b"", update.revision or 0)
-                if fresh is None:
-                    view.put(update.key, entry)
-                elif entry is not None:
-                    fresh[update.key] = entry
+                if not expected:
+                    now_made, expected = await self._bus.made(self._config)
+                    if now_made != made:
+                        return
+                if filling.newest >= expected:
+                    due_s, expected = _now_s() + PROVE_EVERY_S, 0
+                elif _now_s() > due_s + PROVEN_WITHIN_S:
+                    STALE.labels(self.name).inc()
+                    return
         finally:
             with suppress(nats.errors.Error):
                 await watcher.stop()
-
-
-class View:
-    """A bucket's content as last heard; it may be stale, so decide by compare-and-set, never by a look."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
-        self.ready = asyncio.Event()
-        self.changed = Latest(None)
-
-    def replace(self, entries: dict[str, Entry]) -> None:
-        self.entries = entries
-        self.ready.set()
-        self.changed.set(None)
-
-    def put(self, key: str, entry: Entry | None) -> None:
-        if entry is None:
-            self.entries.pop(key, None)
-        else:
-            self.entries[key] = entry
-        self.changed.set(None)
-
-
-class _translated:  # noqa: N801 - used as a verb
-    """Turns what nats-py raises into the error table."""
-
-    def __init__(self, doing: str, *, bucket: str = "") -> None:
-        self._doing = doing
-        self._bucket = bucket
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, nats.js.errors.KeyWrongLastSequenceError):
-            CONFLICTS.labels(self._bucket).inc()
-            raise ConflictError(f"{self._doing}: somebody was faster", reason="CAS_CONFLICT") from error
-        if isinstance(error, nats.js.errors.APIError) and error.err_code in {10071, 10164}:
-            raise ConflictError(f"{self._doing}: somebody was faster", reason="CAS_CONFLICT") from error
-        if isinstance(error, nats.js.errors.InvalidKeyError | nats.errors.MaxPayloadError):
-            raise InvalidError(f"{self._doing}: {error}") from error
-        if isinstance(error, nats.errors.Error | TimeoutError | OSError):
-            raise UnavailableError(f"{self._doing}: {error!r}", reason="NATS_UNREACHABLE") from error
 
 
 @asynccontextmanager
@@ -383,9 +461,16 @@ async def connect(url: str, name: str) -> AsyncIterator[Bus]:
     except (TimeoutError, nats.errors.Error, OSError) as error:
         raise UnavailableError(f"no NATS at {url}", reason="NATS_UNREACHABLE") from error
     bus = Bus(client)
+    watching = asyncio.get_running_loop().create_task(bus.watch_over(), name="watch over NATS")
     try:
         yield bus
     finally:
+        watching.cancel()
+        await asyncio.wait([watching], timeout=2.0)
         bus = None  # a connection that we close is not one that we lost
         with suppress(nats.errors.Error, TimeoutError, OSError):  # of a server that is gone
             await asyncio.wait_for(client.close(), 2.0)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, TypeVar
 
@@ -16,6 +17,8 @@ from services.common.errors import SluiceError
 from services.common.telemetry import carrier, span
 
 Answer = TypeVar("Answer")
+CONNECTED: Final = frozenset({grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.CONNECTING})
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # ten thousand runners, listed
 CLASSES: Final = {kind.__name__: kind for kind in errors.ERRORS}
 
 
@@ -31,17 +34,24 @@ def channel(address: str) -> grpc.aio.Channel:
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),  # a restarted neighbour is used again within a second
             ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
         ],
     )
 
 
 class Channels:
-    """Channels by address, for callers that learn addresses as they go; bounded, closed with the block."""
+    """Channels by address, for callers that learn addresses as they go; closed with the block.
+
+    Pods come and go, each with an address of its own: beyond `capacity` a channel that leads nowhere just now
+    makes room, the one that was not asked for longest first. gRPC itself calls one idle that nobody uses.
+    """
 
     CAPACITY: Final = 1024
 
-    def __init__(self) -> None:
-        self._channels: dict[str, grpc.aio.Channel] = {}
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._channels: dict[str, grpc.aio.Channel] = {}  # the newest asked for is last
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Channels:
         return self
@@ -49,12 +59,26 @@ class Channels:
     async def __aexit__(self, *exc_info: object) -> None:
         for open_channel in self._channels.values():
             await open_channel.close(0)
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def to(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            assert len(self._channels) < self.CAPACITY, "more neighbours than one process can have"
-            self._channels[address] = channel(address)
-        return self._channels[address]
+        found = self._channels.pop(address, None)
+        if found is None:
+            if len(self._channels) >= self._capacity:
+                self._make_room()
+            found = channel(address)
+        self._channels[address] = found
+        return found
+
+    def _make_room(self) -> None:
+        for address, old in self._channels.items():
+            if old.get_state() not in CONNECTED:
+                del self._channels[address]
+                closing = asyncio.get_running_loop().create_task(old.close(0))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+                return
 
 
 async def call(method: Callable[..., Any], request: Any, answer: type[Answer], *, timeout_s: float) -> Answer:

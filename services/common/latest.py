@@ -15,18 +15,27 @@ class Latest(Generic[T]):
     def __init__(self, value: T) -> None:
         self.value = value
         self.version = 0
-        self._changed = asyncio.Event()
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def set(self, value: T) -> None:
+        """Cheap where nobody waits: it is called thousands of times a second."""
         self.value = value
         self.version += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def newer_than(self, version: int) -> tuple[int, T]:
         """Wait until there is a version above `version`; returns it with its value."""
         while self.version <= version:
-            await self._changed.wait()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting[waiter] = None
+            try:
+                await waiter
+            finally:
+                self._waiting.pop(waiter, None)
         return self.version, self.value
 
 

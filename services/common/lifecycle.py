@@ -55,20 +55,21 @@ async def _forever(name: str, loop: Coroutine[object, object, None]) -> None:
     raise LoopEndedError(f"the loop {name!r} returned")
 
 
-async def until_terminated() -> None:
-    """Return at the first SIGTERM or SIGINT; a second one kills the process, for people in a hurry."""
+async def until_terminated() -> signal.Signals:
+    """Return the first SIGTERM or SIGINT; a second one kills the process, for people in a hurry."""
     loop = asyncio.get_running_loop()
-    terminated = asyncio.Event()
+    terminated: asyncio.Future[signal.Signals] = loop.create_future()
 
-    def first() -> None:
-        terminated.set()
+    def first(came: signal.Signals) -> None:
+        if not terminated.done():
+            terminated.set_result(came)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, first)
-    await terminated.wait()
+        loop.add_signal_handler(number, first, number)
+    return await terminated
 
 
 class Bulkhead:

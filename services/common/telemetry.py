@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from socketserver import ThreadingMixIn
 from threading import Thread
@@ -75,15 +75,22 @@ async def telemetry(service: str, settings: ServiceSettings) -> AsyncIterator[He
 
 
 class Health:
-    """Alive = the event loop runs; ready = everything was started. Others' absence is for calls to report."""
+    """Alive = the event loop runs; ready = everything was started. Others' absence is for calls to report.
+
+    But who can do nothing without another may say so: `ready` takes what has to hold from then on.
+    """
 
     def __init__(self) -> None:
         self.last_tick_s = time.monotonic()
-        self.serving = False
+        self._holds: Callable[[], bool] | None = None
 
-    def ready(self) -> None:
-        """Everything of this process is up."""
-        self.serving = True
+    def ready(self, holds: Callable[[], bool] = lambda: True) -> None:
+        """Everything of this process is up. `holds` is called from another thread, at each probe."""
+        self._holds = holds
+
+    @property
+    def serving(self) -> bool:
+        return self._holds is not None and self._holds()
 
     async def tick(self) -> None:
         while True:

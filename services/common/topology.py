@@ -8,10 +8,15 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class BucketSpec:
-    """A key-value bucket. With `markers_s`, keys may carry a TTL and their expiry is visible to watchers."""
+    """A key-value bucket. With `markers_s`, keys may carry a TTL and their expiry is visible to watchers.
+
+    `lasting` keys are put back, as they were last seen, into a bucket that NATS had lost; the others are
+    renewed by whom they are about.
+    """
 
     name: str
     markers_s: int = 0
+    lasting: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +34,27 @@ RUNNERS: Final = BucketSpec("runners")
 SLOTS: Final = BucketSpec("slots")
 STREAMS: Final = BucketSpec("streams")
 SESSIONS: Final = BucketSpec("sessions", markers_s=60)
-REPLICAS: Final = BucketSpec("replicas", markers_s=60)
+REPLICAS: Final = BucketSpec("replicas", markers_s=60, lasting=False)
+WAITERS: Final = BucketSpec("waiters", markers_s=60, lasting=False)
 
 USAGE: Final = StreamSpec("USAGE", ("usage.>",), max_age_s=35 * 86_400, max_bytes=4 << 30)
 EVENTS: Final = StreamSpec("EVENTS", ("events.>",), max_age_s=7 * 86_400, max_bytes=1 << 30)
 
+# Written and never read: only a real publish tells that NATS stores.
+PROBE: Final = StreamSpec("PROBE", ("probe.>",), max_age_s=60, max_bytes=1 << 18, duplicate_window_s=10)
+PROBE_SUBJECT: Final = "probe.store"
+
 HEARTBEATS: Final = "sluice.heartbeat.*"
+RUNNER_FAULTS: Final = "sluice.runner_fault.*"
 KEYS_REVOKED: Final = "sluice.key_revoked"
 
 
 def heartbeat(runner: str) -> str:
     return f"sluice.heartbeat.{runner}"
+
+
+def runner_fault(runner: str) -> str:
+    return f"sluice.runner_fault.{runner}"
 
 
 def usage(tenant: str, session: str) -> str:

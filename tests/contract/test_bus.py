@@ -12,7 +12,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from services.common import bus as bus_module
-from services.common.bus import Bus, View, connect
+from services.common.bus import Bus, Entry, View, connect
 from services.common.errors import ConflictError, InvalidError, UnavailableError
 from services.common.lifecycle import background
 from services.common.topology import EVENTS, REPLICAS, SLOTS
@@ -138,6 +138,50 @@ async def test_a_view_survives_the_death_of_its_server(nats: NatsServer, bus: Bu
         await until(lambda: view.entries.keys() == {"before", "after"})
         assert time.monotonic() - started_s < 5.0
         assert bus.generation.value == 1
+
+
+class Counting(View):
+    """A view that knows how often it was filled from the beginning."""
+
+    filled = 0
+
+    def replace(self, entries: dict[str, Entry]) -> None:
+        self.filled += 1
+        super().replace(entries)
+
+
+async def test_a_view_whose_watcher_went_silent_is_made_anew(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "PROVE_EVERY_S", 0.2)
+    monkeypatch.setattr(bus_module, "PROVEN_WITHIN_S", 0.3)
+    bucket = await bus.bucket(SLOTS, 1)
+    await bucket.create("key", b"1")
+    view = Counting()
+    async with background(follow=bucket.follow(view)):
+        await asyncio.wait_for(view.ready.wait(), 5)
+        stream = bus._client.jetstream()
+        (consumer,) = await stream.consumers_info("KV_slots")
+        await stream.delete_consumer("KV_slots", consumer.name)
+        await bucket.change("key", lambda _: b"2")
+        await until(lambda: view.entries["key"].value == b"2")
+        assert view.filled == 2
+
+
+async def test_a_view_that_heard_everything_is_not_made_anew(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "PROVE_EVERY_S", 0.1)
+    bucket = await bus.bucket(SLOTS, 1)
+    revision = await bucket.create("gone", b"1")
+    await bucket.delete("gone", revision)
+    view = Counting()
+    async with background(follow=bucket.follow(view)):
+        await asyncio.wait_for(view.ready.wait(), 5)
+        for number in range(30):
+            await bucket.change("key", lambda _, number=number: b"%d" % number)  # type: ignore[misc]
+            await asyncio.sleep(0.1)
+        assert view.filled == 1
 
 
 async def test_a_follower_can_be_cancelled_at_any_moment(bus: Bus) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
+import shutil
+import signal
 import sys
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +27,7 @@ class NatsServer:
         self._directory = directory
         self._port = ANY_PORT
         self._process: asyncio.subprocess.Process | None = None
+        self.stood_still = False
 
     @property
     def url(self) -> str:
@@ -55,6 +60,21 @@ class NatsServer:
         """End it as a power cut does."""
         await self._end("kill")
 
+    def freeze(self) -> None:
+        """Let it stand still: its connections stay, and nothing is answered."""
+        assert self._process is not None, "it does not run"
+        self._process.send_signal(signal.SIGSTOP)
+        self.stood_still = True
+
+    def thaw(self) -> None:
+        assert self._process is not None, "it does not run"
+        self._process.send_signal(signal.SIGCONT)
+
+    def lose_store(self) -> None:
+        """Forget all that was stored, as a volume does that was lost."""
+        assert self._process is None, "it runs"
+        shutil.rmtree(self._directory / "store")
+
     async def _end(self, how: str) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -72,3 +92,12 @@ async def nats_server(directory: Path) -> AsyncIterator[NatsServer]:
         yield server
     finally:
         await server.kill()
+        if server.stood_still:
+            _collect()
+
+
+def _collect() -> None:
+    """Connections to a server that stands still are given up by nats-py without being closed, which warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

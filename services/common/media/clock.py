@@ -56,6 +56,16 @@ class Timeline:
             self._reference = self._expected(now_s), now_s
         self._offset = None
 
+    def resume(self, latest: int, position: int, now_s: float | None) -> None:
+        """Go on after the timeline elsewhere, which came to `latest`; by wall time it is at `position`.
+
+        For a timeline that has stamped nothing. `latest` 0: there was no picture there either.
+        """
+        assert not self._latest, self._latest
+        if latest:
+            self._latest = self._video_dts = self._audio_pts = latest
+            self._reference = None if now_s is None else (max(latest, position), now_s)
+
     def stamp(self, unit: AccessUnit, now_s: float | None) -> AccessUnit | None:
         """`unit` on the session's time, unwrapped; None for one that has no place on it."""
         video = unit.codec in VIDEO

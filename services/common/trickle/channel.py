@@ -188,6 +188,8 @@ class Channel:
         self._readers = 0
         self.active_at = self._now()  # loop time of the last sign of life, or of the creation
         self.error: SluiceError | None = None
+        self.broken = False  # the connection that wrote it broke, and nobody has written since
+        self.on_broken: Callable[[], None] | None = None
 
     @property
     def closed(self) -> bool:
@@ -226,6 +228,7 @@ class Channel:
         anew = reset or self._ring.generation != generation
         self._forget(forgotten)
         segment = self._segments[index] = Segment(index, self._ring.generation)
+        self.broken = False
         for stale in self._ring.unfinished_below(index) if anew else ():
             if stale in self._segments:  # ending one may make the ring forget the next
                 self._abandon(self._segments[stale])
@@ -308,6 +311,10 @@ class Channel:
 
     def _abandon(self, segment: Segment) -> None:
         self._settle(segment, self._ring.abandon(segment.index, self._now()), cut=True)
+        # A publisher has the next segment's connection open beside this one's: it is gone when both are.
+        self.broken = not self.closed and all(other.ended for other in self._segments.values())
+        if self.broken and self.on_broken is not None:
+            self.on_broken()
 
     def _settle(self, segment: Segment, forgotten: list[int], *, cut: bool) -> None:
         segment.end(cut=cut)

@@ -388,3 +388,20 @@ def test_whatever_comes_time_goes_forward(steps: list[tuple[str, int, int, float
     assert all(earlier.pts < later.pts for earlier, later in pairwise(sounds))
     if pictures:
         assert pictures[0].pts == ORIGIN_TICKS
+
+
+def test_a_timeline_that_was_elsewhere_goes_on_by_wall_time_and_never_back() -> None:
+    latest = ORIGIN_TICKS + 20 * 90_000
+    for position, first in ((latest + 450_000, latest + 450_000), (latest - 450_000, latest + FRAME_TICKS)):
+        timeline = Timeline()
+        timeline.begin_source(50.0)
+        timeline.resume(latest, position, 100.0)
+        assert timeline.stamp(sound(5), 100.0) is None, "it has no place before a picture"
+        assert pts_of(timeline.stamp(picture(777), 100.0)) == first
+        assert pts_of(timeline.stamp(picture(777 + 3000), 100.0 + FRAME_S)) == first + 3000
+
+
+def test_a_timeline_that_had_no_picture_elsewhere_begins_at_the_origin() -> None:
+    timeline = Timeline()
+    timeline.resume(0, 450_000, 100.0)
+    assert pts_of(timeline.stamp(picture(777), 100.0)) == ORIGIN_TICKS

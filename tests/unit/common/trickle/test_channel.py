@@ -380,3 +380,31 @@ async def test_a_cancelled_reader_disturbs_no_other() -> None:
             await anext(impatient)
     writer.write(b"2")
     assert (await waiting, await anext(impatient)) == (b"2", b"2")
+
+
+async def test_a_writer_is_gone_when_the_last_of_its_connections_broke() -> None:
+    channel = Channel()
+    told: list[bool] = []
+    channel.on_broken = lambda: told.append(channel.broken)
+    flowing, parked = channel.begin_segment(), channel.begin_segment()
+    flowing.write(b"x")
+    flowing.abandon()
+    assert not channel.broken, "only this segment was given up: the next one's connection stands"
+    parked.abandon()
+    assert channel.broken
+    assert told == [True]
+    with channel.begin_segment() as writer:
+        assert not channel.broken
+        writer.write(b"y")
+    assert not channel.broken, "it ended in order"
+
+
+async def test_a_publisher_that_takes_over_and_a_channel_that_closes_are_no_broken_connection() -> None:
+    channel = Channel()
+    channel.begin_segment().write(b"x")
+    channel.begin_segment(reset=True).write(b"y")
+    assert not channel.broken
+    last = channel.begin_segment()
+    channel.close()
+    last.abandon()
+    assert not channel.broken
