@@ -19,7 +19,7 @@ from services.common.grpc_server import serve_grpc
 from services.common.lifecycle import background, until_terminated
 from services.common.settings import read
 from services.common.telemetry import telemetry
-from services.common.topology import USAGE
+from services.common.topology import PROBE, USAGE
 
 log = structlog.get_logger()
 
@@ -28,6 +28,7 @@ log = structlog.get_logger()
 async def serve(store: StoreThread, bus: Bus, settings: BillingSettings) -> AsyncIterator[int]:
     """Billing on an open ledger and an open connection, until the block ends; yields the bound port."""
     await bus.ensure_stream(USAGE, settings.nats_replicas)
+    await bus.ensure_stream(PROBE, settings.nats_replicas)
     servicer = BillingServicer(
         store,
         bus,

@@ -33,6 +33,10 @@ POSTED: Final = Counter("sluice_billing_posted_micro_total", "Usage posted, in m
 WRITTEN_OFF: Final = Counter(
     "sluice_billing_written_off_micro_total", "The part of the usage posted that no credit covered."
 )
+RETURNED: Final = Counter(
+    "sluice_billing_returned_micro_total",
+    "Usage given back: two meters had measured the same time, and the newer one counts.",
+)
 LAG: Final = Histogram(
     "sluice_billing_lag_seconds",
     "From a window's end, by its meter's clock, to its commit.",
@@ -122,6 +126,7 @@ def _joined(parts: Sequence[Applied]) -> Applied:
         outcomes=[outcome for part in parts for outcome in part.outcomes],
         posted_micro=sum(part.posted_micro for part in parts),
         written_off_micro=sum(part.written_off_micro for part in parts),
+        returned_micro=sum(part.returned_micro for part in parts),
     )
 
 
@@ -135,6 +140,7 @@ def _count(arrivals: Sequence[Arrival], applied: Applied) -> None:
             LAG.observe(max(0.0, now_s - item.window.unix_ms / 1000))
     POSTED.inc(applied.posted_micro)
     WRITTEN_OFF.inc(applied.written_off_micro)
+    RETURNED.inc(applied.returned_micro)
 
 
 def _trace(messages: Sequence[Msg], arrivals: Sequence[Arrival]) -> None:

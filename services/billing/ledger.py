@@ -2,11 +2,12 @@
 
 Money is an int of micro-units, time an int of milliseconds of session time. What a session costs is a
 function of its cumulative time alone, so neither the order nor the number of its windows changes a total.
+A session that went on at another meter is paid once: where epochs overlap, the time is the higher one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NewType
@@ -111,13 +112,20 @@ def affordable_ms(rates: Rates, micro: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """An amount in two parts: what the credit covers, and what is written off so that credit stays >= 0."""
+    """An amount in two parts: what the credit covers, and what is written off so that credit stays >= 0.
+
+    Negative parts are given back.
+    """
 
     funded: int
     written_off: int
 
 
-def split(micro: int, balance: int) -> Split:
+def split(micro: int, balance: int, written_off: int = 0) -> Split:
+    """Split what is owed. Of what is given back, what was `written_off` before goes first."""
+    if micro < 0:
+        covered = min(-micro, written_off)
+        return Split(micro + covered, -covered)
     funded = min(micro, max(0, balance))
     return Split(funded, micro - funded)
 
@@ -166,6 +174,34 @@ def defect(window: Window) -> str:
         ("more quantity than time", window.quantity > span_ms + WINDOW_SLACK_MS),
     )
     return next((problem for problem, found in checks if found), "")
+
+
+def payable(windows: Collection[Window]) -> Metered:
+    """The time of all of a session's `windows` that is paid.
+
+    An epoch has the session from its first window on: of the windows of lower ones only the part before that
+    counts. So a meter that was thought dead, and measured on, adds nothing to what its successor measured.
+    """
+    starts: dict[int, int] = {}
+    for window in windows:
+        starts[window.epoch] = min(window.from_ms, starts.get(window.epoch, window.from_ms))
+    ends: dict[int, int] = {}
+    end_ms = SESSION_MAX_MS
+    for epoch in sorted(starts, reverse=True):
+        ends[epoch] = end_ms
+        end_ms = min(end_ms, starts[epoch])
+    metered = Metered()
+    for window in windows:
+        metered = metered.plus(Unit(window.unit), _before(ends[window.epoch], window))
+    return metered
+
+
+def _before(end_ms: int, window: Window) -> int:
+    """How much of the window's quantity is before `end_ms` for sure: where in it it lies, nobody knows."""
+    if window.to_ms <= end_ms:
+        return window.quantity
+    sure_ms = window.quantity - (window.to_ms - end_ms)
+    return max(0, min(sure_ms, end_ms - window.from_ms))
 
 
 class Kind(StrEnum):
@@ -231,6 +267,8 @@ class SessionAccount:
     expires_unix_ms: int = 0  # then the reservation lapses by itself
     settled_unix_ms: int | None = None
     final: bool = False  # its meter said that nothing will come after
+    epoch: int = 0  # the highest that a window had
+    epoch_from_ms: int = 0  # where that epoch's windows begin
 
     @property
     def posted_micro(self) -> int:
@@ -275,16 +313,40 @@ class SessionAccount:
         """End the reservation; the first end counts."""
         return self if self.settled_unix_ms is not None else replace(self, settled_unix_ms=now_unix_ms)
 
-    def charge(self, window: Window, balance: int) -> tuple[SessionAccount, Split]:
-        """Add `window`, whose id is new, and say what of its price the tenant's `balance` pays."""
+    def stands_alone(self, window: Window) -> bool:
+        """Whether `window` changes nothing of what other windows count, nor they of what it counts."""
+        if window.epoch == self.epoch:
+            return window.from_ms >= self.epoch_from_ms
+        return window.epoch > self.epoch and window.from_ms >= self.accounted_to_ms
+
+    def charge(
+        self, window: Window, balance: int, others: Collection[Window] = ()
+    ) -> tuple[SessionAccount, Split]:
+        """Add `window`, whose id is new, and say what of its price the tenant's `balance` pays.
+
+        `others` are all that were charged before; they are looked at only if it does not stand alone. Then
+        less may be owed than before.
+        """
         assert window.session == self.session, (window.session, self.session)
-        metered = self.metered.plus(Unit(window.unit), window.quantity)
-        amount = split(cost(self.rates, metered) - self.posted_micro, balance)
+        if self.stands_alone(window):
+            metered = self.metered.plus(Unit(window.unit), window.quantity)
+        else:
+            metered = payable((*others, window))
+        owed_micro = cost(self.rates, metered) - self.posted_micro
+        amount = split(owed_micro, balance, self.written_off_micro)
         charged = replace(
-            self,
+            self._seen(window),
             metered=metered,
             written_off_micro=self.written_off_micro + amount.written_off,
             accounted_to_ms=max(self.accounted_to_ms, window.to_ms),
-            final=self.final or window.final,
         )
         return charged, amount
+
+    def _seen(self, window: Window) -> SessionAccount:
+        """Which epoch is the highest, where it begins, and whether it is at its end."""
+        if window.epoch < self.epoch:
+            return self
+        if window.epoch > self.epoch:
+            return replace(self, epoch=window.epoch, epoch_from_ms=window.from_ms, final=window.final)
+        begins_ms = min(self.epoch_from_ms, window.from_ms)
+        return replace(self, epoch_from_ms=begins_ms, final=self.final or window.final)

@@ -25,6 +25,7 @@ from sqlalchemy import (
     event,
     insert,
     select,
+    update,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -33,7 +34,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from services.billing.ledger import EARNINGS, PREPAID_PREFIX, WASH, WRITE_OFF, Kind
 from services.common.errors import UnavailableError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_MS: Final = 5_000  # somebody reads the file with another tool
 
 metadata: Final = MetaData()
@@ -139,6 +140,8 @@ session_account = _table(
     Column("expires_unix_ms", Int64, nullable=False),
     Column("settled_unix_ms", Int64),
     Column("final", Int64, nullable=False),  # 0 or 1
+    Column("epoch", Int64, nullable=False, server_default="0"),
+    Column("epoch_from_ms", Int64, nullable=False, server_default="0"),
 )
 Index("sessions_of_a_tenant", session_account.c.tenant, session_account.c.opened_unix_ms)
 Index(
@@ -169,6 +172,7 @@ def create(connection: Connection) -> None:
             "a newer one has written it"
         )
     if found is not None:
+        _renew(connection, found)
         return
     metadata.create_all(connection)
     for table in IMMUTABLE:
@@ -182,6 +186,16 @@ def create(connection: Connection) -> None:
         [{"account": account, "micro": 0} for account in (WASH, EARNINGS, WRITE_OFF)],
     )
     connection.execute(insert(schema_version), {"version": SCHEMA_VERSION})
+
+
+def _renew(connection: Connection, found: int) -> None:
+    """Bring a database of an earlier version up to this one's."""
+    if found < 2:
+        for column in ("epoch", "epoch_from_ms"):
+            connection.exec_driver_sql(
+                f"ALTER TABLE session_account ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"
+            )
+    connection.execute(update(schema_version).values(version=SCHEMA_VERSION))
 
 
 def engine(url: str) -> Engine:

@@ -7,7 +7,6 @@ number of times.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Row, bindparam, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -25,9 +24,7 @@ from services.billing.keys import KeyId
 from services.billing.ledger import (
     PREPAID_PREFIX,
     Kind,
-    Metered,
     PriceList,
-    Rates,
     SessionAccount,
     SessionId,
     TenantId,
@@ -38,6 +35,15 @@ from services.billing.ledger import (
     prepaid,
     usage,
 )
+from services.billing.rows import (
+    account_from_row,
+    account_of,
+    accounts_of,
+    charged_before,
+    insert_poison,
+    insert_windows,
+    save,
+)
 from services.billing.schema import (
     account_balance,
     api_key,
@@ -45,10 +51,8 @@ from services.billing.schema import (
     engine,
     entry,
     ledger_transaction,
-    poison,
     session_account,
     tenant,
-    usage_window,
 )
 from services.common.errors import ConflictError, NotFoundError, UnavailableError
 
@@ -80,7 +84,8 @@ class Applied:
 
     outcomes: list[Outcome] = field(default_factory=list)
     posted_micro: int = 0
-    written_off_micro: int = 0
+    written_off_micro: int = 0  # of what was posted
+    returned_micro: int = 0  # of what was posted before
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +248,7 @@ class Store:
         with self._transaction() as connection:
             now_ms = self._unix_ms()
             credit_micro = _credit_of(connection, tenant_id)
-            account = _account(connection, session) or SessionAccount(
+            account = account_of(connection, session) or SessionAccount(
                 session, tenant_id, stream, pipeline, self._prices.of(pipeline), opened_unix_ms=now_ms
             )
             if account.tenant != tenant_id:
@@ -254,17 +259,17 @@ class Store:
             account = account.reserve(
                 until_ms, credit_micro=free_micro, now_unix_ms=now_ms, margin_ms=self._lapse_margin_ms
             )
-            _save(connection, [account])
+            save(connection, [account])
             return account
 
     def settle(self, session: SessionId) -> SessionAccount:
         """End a session's reservation. Raises NotFoundError if nobody ever reserved or metered it."""
         with self._transaction() as connection:
-            account = _account(connection, session)
+            account = account_of(connection, session)
             if account is None:
                 raise NotFoundError("no such session", reason="SESSION_NOT_FOUND", session=session)
             account = account.settle(self._unix_ms())
-            _save(connection, [account])
+            save(connection, [account])
             return account
 
     def sessions(self, tenant_id: TenantId, session: SessionId, limit: int) -> list[SessionAccount]:
@@ -276,7 +281,7 @@ class Store:
         query = query.order_by(table.c.opened_unix_ms.desc(), table.c.session).limit(limit)
         with self._transaction() as connection:
             _credit_of(connection, tenant_id)
-            return [_from_row(row) for row in connection.execute(query)]
+            return [account_from_row(row) for row in connection.execute(query)]
 
     # --- windows
 
@@ -286,7 +291,7 @@ class Store:
         with self._transaction() as connection:
             now_ms = self._unix_ms()
             windows = [arrival.window for arrival in arrivals if arrival.window is not None]
-            accounts = _accounts(connection, {window.session for window in windows})
+            accounts = accounts_of(connection, {window.session for window in windows})
             credit_micro = _credits(connection, {window.tenant for window in windows})
             owners = {account.session: account.tenant for account in accounts.values()}
             errors = [_objection(arrival, owners, set(credit_micro)) for arrival in arrivals]
@@ -295,13 +300,13 @@ class Store:
                 for arrival, error in zip(arrivals, errors, strict=True)
                 if arrival.window is not None and not error
             ]
-            fresh = _insert_windows(connection, good)
+            fresh = insert_windows(connection, good)
             transactions: list[Transaction] = []
             for arrival, error in zip(arrivals, errors, strict=True):
                 window = arrival.window
                 if error or window is None:
                     applied.outcomes.append(Outcome.POISON)
-                    _insert_poison(connection, arrival, error, now_ms)
+                    insert_poison(connection, arrival.subject, arrival.raw, error, now_ms)
                     continue
                 if window.id not in fresh:
                     applied.outcomes.append(Outcome.DUPLICATE)
@@ -309,14 +314,17 @@ class Store:
                 fresh.remove(window.id)  # the same id again in this batch is a duplicate
                 applied.outcomes.append(Outcome.APPLIED)
                 account = accounts.get(window.session) or self._unreserved(window, now_ms)
-                accounts[window.session], amount = account.charge(window, credit_micro[window.tenant])
+                alone = account.stands_alone(window)
+                others = () if alone else charged_before(connection, window, not_yet=fresh)
+                accounts[window.session], amount = account.charge(window, credit_micro[window.tenant], others)
                 credit_micro[window.tenant] -= amount.funded
-                applied.posted_micro += amount.funded + amount.written_off
-                applied.written_off_micro += amount.written_off
+                applied.posted_micro += max(0, amount.funded + amount.written_off)
+                applied.written_off_micro += max(0, amount.written_off)
+                applied.returned_micro -= min(0, amount.funded + amount.written_off)
                 transactions.append(usage(window, amount))
             self._post(connection, transactions)
             touched = {transaction.session for transaction in transactions}
-            _save(connection, [accounts[session] for session in touched])
+            save(connection, [accounts[session] for session in touched])
         return applied
 
     def _unreserved(self, window: Window, now_ms: int) -> SessionAccount:
@@ -430,85 +438,6 @@ def _credit_of(connection: Connection, tenant_id: TenantId) -> int:
     return credit_micro
 
 
-def _accounts(connection: Connection, sessions: set[SessionId]) -> dict[SessionId, SessionAccount]:
-    query = select(session_account).where(session_account.c.session.in_(sessions))
-    return {SessionId(row.session): _from_row(row) for row in connection.execute(query)}
-
-
-def _account(connection: Connection, session: SessionId) -> SessionAccount | None:
-    return _accounts(connection, {session}).get(session)
-
-
-def _from_row(row: Row[Any]) -> SessionAccount:
-    account = SessionAccount(
-        session=SessionId(row.session),
-        tenant=TenantId(row.tenant),
-        stream=row.stream,
-        pipeline=row.pipeline,
-        rates=Rates(row.micro_per_second, row.hold_micro_per_second),
-        opened_unix_ms=row.opened_unix_ms,
-        metered=Metered(row.delivered_ms, row.paused_ms),
-        written_off_micro=row.written_off_micro,
-        reserved_until_ms=row.reserved_until_ms,
-        accounted_to_ms=row.accounted_to_ms,
-        expires_unix_ms=row.expires_unix_ms,
-        settled_unix_ms=row.settled_unix_ms,
-        final=bool(row.final),
-    )
-    assert account.posted_micro == row.posted_micro, (account, row.posted_micro)
-    return account
-
-
-def _to_row(account: SessionAccount) -> dict[str, object]:
-    return {
-        "session": account.session,
-        "tenant": account.tenant,
-        "stream": account.stream,
-        "pipeline": account.pipeline,
-        "micro_per_second": account.rates.micro_per_second,
-        "hold_micro_per_second": account.rates.hold_micro_per_second,
-        "opened_unix_ms": account.opened_unix_ms,
-        "delivered_ms": account.metered.delivered_ms,
-        "paused_ms": account.metered.paused_ms,
-        "posted_micro": account.posted_micro,
-        "written_off_micro": account.written_off_micro,
-        "reserved_until_ms": account.reserved_until_ms,
-        "accounted_to_ms": account.accounted_to_ms,
-        "held_micro": account.held_micro,
-        "expires_unix_ms": account.expires_unix_ms,
-        "settled_unix_ms": account.settled_unix_ms,
-        "final": int(account.final),
-    }
-
-
-# Identity, owner and rates are fixed when the session opens; the rest follows its windows and reservations.
-FOLLOWS: Final = (
-    "delivered_ms",
-    "paused_ms",
-    "posted_micro",
-    "written_off_micro",
-    "reserved_until_ms",
-    "accounted_to_ms",
-    "held_micro",
-    "expires_unix_ms",
-    "settled_unix_ms",
-    "final",
-)
-
-
-def _save(connection: Connection, accounts: Sequence[SessionAccount]) -> None:
-    if not accounts:
-        return
-    statement = insert(session_account)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[session_account.c.session],
-            set_={name: statement.excluded[name] for name in FOLLOWS},
-        ),
-        [_to_row(account) for account in accounts],
-    )
-
-
 def _objection(arrival: Arrival, owners: dict[SessionId, TenantId], tenants: set[TenantId]) -> str:
     """Why `arrival` cannot be posted, or "". The first window of an unknown session says whose it is."""
     window = arrival.window
@@ -521,32 +450,6 @@ def _objection(arrival: Arrival, owners: dict[SessionId, TenantId], tenants: set
     if owners.setdefault(window.session, window.tenant) != window.tenant:
         return "the session is another tenant's"
     return ""
-
-
-WINDOW_COLUMNS: Final = tuple(column.name for column in usage_window.c)
-
-
-def _insert_windows(connection: Connection, windows: Sequence[Window]) -> set[str]:
-    """Insert those whose id was never seen; returns their ids."""
-    if not windows:
-        return set()
-    rows = [{column: getattr(window, column) for column in WINDOW_COLUMNS} for window in windows]
-    statement = insert(usage_window).on_conflict_do_nothing().returning(usage_window.c.id)
-    return set(connection.scalars(statement, rows))
-
-
-def _insert_poison(connection: Connection, arrival: Arrival, error: str, unix_ms: int) -> None:
-    digest = hashlib.blake2b(arrival.subject.encode() + b"\0" + arrival.raw, digest_size=16).digest()
-    connection.execute(
-        insert(poison).on_conflict_do_nothing(),
-        {
-            "digest": digest,
-            "subject": arrival.subject,
-            "raw": arrival.raw,
-            "error": error,
-            "unix_ms": unix_ms,
-        },
-    )
 
 
 P = ParamSpec("P")

@@ -103,6 +103,36 @@ async def test_a_wrong_secret_is_answered_as_an_unknown_key_is(tmp_path: Path) -
             assert refused.value.reason == "UNKNOWN_KEY"
 
 
+async def test_the_windows_of_an_ingest_process_that_was_thought_dead_are_not_paid_a_second_time(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as (client, bus):
+        await client.reserve("s1", 60_000)
+        for seq in range(6):  # it stood still at 15 s, woke up, and measured on
+            await publish(bus, window(seq))
+        for seq in range(3, 8):  # its successor has the session from 15 s on
+            await publish(bus, window(seq, epoch=2, source="ingest-2"))
+
+        async def posted() -> bool:
+            used = await client.usage()
+            return "s1" in used and used["s1"].delivered_ms == 40_000
+
+        await until(posted)
+        await publish(bus, window(6, source="ingest-1"))  # and on
+        await publish(bus, window(8, epoch=2, source="ingest-2"))
+
+        async def all_posted() -> bool:
+            return (await client.usage())["s1"].delivered_ms == 45_000
+
+        await until(all_posted)
+        used = (await client.usage())["s1"]
+        assert used.cost_micro == 45_000
+        assert (await client.balance()).balance_micro == 1_000_000 - 45_000
+        journal = await client.entries()
+        assert journal.imbalance_micro == 0
+        assert sum(each.micro for each in journal.entries if each.account == "earnings") == 45_000
+
+
 async def test_a_session_is_reserved_metered_and_settled(tmp_path: Path) -> None:
     async with running(tmp_path) as (client, bus):
         slice_ = await client.reserve("s1", 30_000)

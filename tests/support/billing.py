@@ -87,13 +87,13 @@ async def billing(nats_url: str, database: Path) -> AsyncIterator[BillingClient]
 
 
 def window(
-    seq: int, session: str = "s1", tenant: str = "acme", source: str = "ingest-1"
+    seq: int, session: str = "s1", tenant: str = "acme", source: str = "ingest-1", epoch: int = 1
 ) -> events_pb2.UsageWindow:
     """Five seconds of delivery."""
     return events_pb2.UsageWindow(
-        id=f"{session}:1:{seq}",
+        id=f"{session}:{epoch}:{seq}",
         session=session,
-        epoch=1,
+        epoch=epoch,
         seq=seq,
         tenant=tenant,
         stream="stream",

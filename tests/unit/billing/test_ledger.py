@@ -62,8 +62,8 @@ def charge_all(
     opened: SessionAccount, windows: list[Window], balance: int
 ) -> tuple[SessionAccount, int, list[Transaction]]:
     transactions = []
-    for item in windows:
-        opened, amount = opened.charge(item, balance)
+    for place, item in enumerate(windows):
+        opened, amount = opened.charge(item, balance, windows[:place])
         balance -= amount.funded
         assert balance >= 0
         transactions.append(usage(item, amount))
