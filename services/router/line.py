@@ -1,40 +1,36 @@
-"""The line of grants that wait for a slot in this process, served by arrival.
+"""Grants: who asks is given a slot at once or stands in the line of all routers until one comes free.
 
-The rule it keeps: whoever came first is offered a change of the fleet first; later ones pass only with slots
-that the earlier ones cannot use. A slot taken for somebody who left meanwhile is given back.
+The rules it keeps: whoever comes first in the order of service is offered a slot first, and a later one
+passes only with a slot that is left when each before it had its choice; nobody who holds a slot loses it to
+another; a slot taken for somebody who left meanwhile is given back.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import math
+from collections import Counter as Tally
+from collections.abc import Collection, Coroutine, Iterable
 from dataclasses import dataclass
-from random import Random
 from typing import Final
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from protos.events.v1.events_pb2 import RunnerAdvert
 from services.common.errors import ExhaustedError, NotFoundError, SluiceError, UnavailableError
+from services.common.latest import Latest
 from services.common.telemetry import report_bug
 from services.router.fleet import KNOWN_WITHIN_S, Fleet, fleet_unknown
-from services.router.placement import (
-    Candidate,
-    Refusal,
-    Requirements,
-    RunnerId,
-    SessionId,
-    SlotState,
-    choose,
-)
+from services.router.placement import Place, RunnerId, SessionId, Wish
 from services.router.settings import RouterSettings
 from services.router.slots import Granted, Slots
+from services.router.waiting import Queue, Waiter
 
 log = structlog.get_logger()
 
-BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 100, 300)
 GRANTS: Final = Counter("sluice_alloc_requests_total", "Finished grants by result.", ["result"])
+GRANTED: Final = GRANTS.labels("granted")
 SECONDS: Final = Histogram(
     "sluice_alloc_duration_seconds",
     "How long a grant took that gave a slot, the wait for one included.",
@@ -53,42 +49,42 @@ RETRY_AFTER_MAX_S: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A session's wish. `exclude`: runners that refused or failed it."""
+    """A session's wish; of those who wait the higher priority is served first."""
 
     session: SessionId
-    requirements: Requirements
-    exclude: frozenset[RunnerId] = frozenset()
+    wish: Wish
+    priority: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class _Waiter:
-    wanted: Wanted
+class _Call:
+    waiter: Waiter
     until_s: float
     answer: asyncio.Future[Granted]
-    refusal: Refusal = Refusal.NOTHING_FREE
     conflicts: int = 0
 
 
 class Line:
-    """Owned by one event loop; `claims` is the block that ends what it starts."""
+    """Owned by one event loop; `tasks` is the block that ends what it starts."""
 
     def __init__(
-        self, fleet: Fleet, slots: Slots, claims: asyncio.TaskGroup, settings: RouterSettings, random: Random
+        self, fleet: Fleet, slots: Slots, queue: Queue, tasks: asyncio.TaskGroup, settings: RouterSettings
     ) -> None:
         self._fleet = fleet
         self._slots = slots
-        self._claims = claims
-        self._among = settings.choose_among
+        self._queue = queue
+        self._tasks = tasks
         self._max_waiters = settings.max_waiters
-        self._random = random
-        self._waiters: dict[_Waiter, None] = {}  # in order of arrival
+        self._calls: dict[Waiter, _Call] = {}
+        self._by_session: dict[SessionId, list[_Call]] = {}
         self._claiming: set[SessionId] = set()
+        self._knew = False
 
-    async def follow(self) -> None:
-        """Offer every change of the fleet to those who wait: a loop for `background`."""
+    async def follow(self, changed: Latest[None]) -> None:
+        """Offer every change to those who wait: a loop for `background`, for the fleet and for the queue."""
         version = 0
         while True:
-            version, _ = await self._fleet.changed.newer_than(version)
+            version, _ = await changed.newer_than(version)
             self._offer()
 
     async def grant(self, wanted: Wanted, wait_s: float) -> Granted:
@@ -98,20 +94,26 @@ class Line:
         """
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        until_s = now_s + (wait_s if len(self._waiters) < self._max_waiters else 0)
-        waiter = _Waiter(wanted, until_s, loop.create_future())
-        at_the_latest_s = until_s if self._fleet.known else max(until_s, now_s + KNOWN_WITHIN_S)
-        self._waiters[waiter] = None
-        timer = loop.call_at(at_the_latest_s, self._expire, waiter)
+        if len(self._calls) >= self._max_waiters:
+            wait_s = 0.0
+        until_s = now_s + wait_s
+        waiter = self._queue.join(wanted.session, wanted.wish, wanted.priority, wait_s)
+        call = self._calls[waiter] = _Call(waiter, until_s, loop.create_future())
+        self._by_session.setdefault(wanted.session, []).append(call)
+        at_the_latest_s = until_s if self._known else max(until_s, now_s + KNOWN_WITHIN_S)
+        timer = loop.call_at(at_the_latest_s, self._expire, call)
         try:
             self._offer()
-            if self._idle(waiter):  # nothing is free: it waits
+            self._settle(call)
+            if self._idle(call):  # nothing is free: it waits
                 with WAITING.track_inprogress(), WAIT.time():
-                    granted = await waiter.answer
+                    if wait_s > 0:
+                        self._start(self._queue.show(waiter), "show waiter")
+                    granted = await call.answer
             else:
-                granted = await waiter.answer
+                granted = await call.answer
         except asyncio.CancelledError:
-            self._abandon(waiter)
+            self._abandon(call)
             GRANTS.labels("cancelled").inc()
             raise
         except SluiceError as error:
@@ -119,96 +121,133 @@ class Line:
             raise
         finally:
             timer.cancel()
-            del self._waiters[waiter]
-        GRANTS.labels("granted").inc()
+            self._leave(call)
+        GRANTED.inc()
         SECONDS.observe(loop.time() - now_s)
         return granted
 
+    def _leave(self, call: _Call) -> None:
+        del self._calls[call.waiter]
+        calls = self._by_session[call.waiter.session]
+        calls.remove(call)
+        if not calls:
+            del self._by_session[call.waiter.session]
+        if self._queue.leave(call.waiter):
+            self._start(self._queue.withdraw(call.waiter), "withdraw waiter")
+
+    def _start(self, work: Coroutine[object, object, None], name: str) -> None:
+        self._tasks.create_task(work, name=name)
+
+    @property
+    def _known(self) -> bool:
+        """Whether a refusal would be just: the fleet is known, and who came before."""
+        return self._fleet.known and self._queue.view.ready.is_set()
+
+    # --- offers
+
     def _offer(self) -> None:
-        """Try for everybody, the first first; equal wishes are refused alike without looking again."""
-        waiting = [waiter for waiter in self._waiters if self._idle(waiter)]
-        if not waiting or not self._fleet.linked:
+        """Try for everybody, the first first."""
+        if not self._calls or not self._fleet.linked:
             return  # without a link nothing could be written; on its return everybody is offered again
-        refused: dict[tuple[Requirements, frozenset[RunnerId]], Refusal] = {}
-        known = self._fleet.known
-        for waiter in waiting:
-            wanted = waiter.wanted
-            if wanted.session in self._claiming:
-                continue  # by another call for the same session
-            holds = self._fleet.held_by(wanted.session)
-            own = self._own(wanted) if holds else None
-            if holds and own is None and not known:
-                continue  # it may turn out that what it holds is in order
-            wish = (wanted.requirements, wanted.exclude)
-            choice = own or refused.get(wish) or self._choose(wanted)
-            if isinstance(choice, Candidate):
-                self._claiming.add(wanted.session)
-                self._claims.create_task(self._claim(waiter, choice), name=f"claim {wanted.session}")
+        known = self._known
+        self._offer_own()
+        if self._queue.own_standing and self._queue.view.ready.is_set():
+            self._offer_free(known)
+        if known and not self._knew:
+            for call in self._calls.values():
+                self._settle(call)
+        self._knew = known
+
+    def _offer_free(self, known: bool) -> None:
+        reserved: Tally[RunnerId] = Tally()
+        unknown: set[Wish] = set()
+
+        def offer(waiter: Waiter) -> bool:
+            call = self._calls.get(waiter)
+            if call is not None and not self._may_choose(call, known):
+                return True
+            place = self._fleet.choose(waiter.wish, reserved)
+            if place is None:
+                if not self._fleet.offers(waiter.wish.requirements.pipeline):
+                    unknown.add(waiter.wish)
+                return False
+            if call is None:  # its own router gives it a slot: this one, or one as good
+                reserved[place.runner] += 1
             else:
-                refused[wish] = waiter.refusal = choice
-                if known:
-                    self._refuse(waiter)
+                self._claim(call, place)
+            return True
 
-    def _idle(self, waiter: _Waiter) -> bool:
+        self._queue.serve(offer)
+        if known and unknown:
+            self._refuse(unknown)
+
+    def _offer_own(self) -> None:
+        """Give sessions what they hold already; it takes nothing from anybody."""
+        for session in self._by_session.keys() & self._fleet.holders():
+            for call in self._by_session[session]:
+                if self._idle(call):
+                    own = self._fleet.own(session, call.waiter.wish)
+                    if own is not None:
+                        self._claim(call, own)
+
+    def _may_choose(self, call: _Call, known: bool) -> bool:
+        """Not while another call for its session claims, nor while what it holds may yet be in order."""
+        return self._idle(call) and (known or not self._fleet.held_by(call.waiter.session))
+
+    def _idle(self, call: _Call) -> bool:
         """Whether nothing is being done for it now."""
-        return not waiter.answer.done() and waiter.wanted.session not in self._claiming
+        return not call.answer.done() and call.waiter.session not in self._claiming
 
-    def _own(self, wanted: Wanted) -> Candidate | None:
-        """The slot that the session holds already, if it fits."""
-        for candidate in self._fleet.holdings(wanted.session):
-            if (
-                candidate.state is SlotState.HELD
-                and candidate.runner not in wanted.exclude
-                and wanted.requirements.pipeline in candidate.offered
-                and wanted.requirements.match(candidate)
-            ):
-                return candidate
-        return None
+    def _claim(self, call: _Call, place: Place) -> None:
+        session = call.waiter.session
+        self._claiming.add(session)
+        self._fleet.claim(place)  # now, for the task begins after others have chosen
+        for same in self._by_session[session]:
+            self._queue.step_out(same.waiter)
+        self._start(self._take(call, place), f"claim {session}")
 
-    def _choose(self, wanted: Wanted) -> Candidate | Refusal:
-        return choose(
-            self._fleet.candidates(),
-            wanted.requirements,
-            exclude=wanted.exclude,
-            among=self._among,
-            random=self._random,
-        )
-
-    async def _claim(self, waiter: _Waiter, candidate: Candidate) -> None:
-        session = waiter.wanted.session
+    async def _take(self, call: _Call, place: Place) -> None:
+        session = call.waiter.session
         try:
-            with self._fleet.claimed_here(candidate):
-                granted = await self._slots.take(candidate.runner, candidate.slot, session)
+            try:
+                granted = await self._slots.take(place.runner, place.slot, session)
+            finally:
+                self._fleet.unclaim(place)
             if granted is None:
-                self._lost(waiter)
-            elif waiter.answer.done():
+                self._lost(call)
+            elif call.answer.done():
                 await self._give_back(granted)
             else:
-                waiter.answer.set_result(granted)
+                call.answer.set_result(granted)
                 log.info("slot granted", session=session, runner=granted.runner, slot=granted.slot)
         except Exception as error:  # noqa: BLE001 - it is the caller's, who may have left
-            if not waiter.answer.done():
-                waiter.answer.set_exception(error)
+            if not call.answer.done():
+                call.answer.set_exception(error)
             elif isinstance(error, SluiceError):
                 log.warning("slot of a cancelled grant unknown", session=session, reason=error.reason)
             else:
                 report_bug("claim", error, session=session)
         finally:
             self._claiming.discard(session)
+            waiting = [same for same in self._by_session.get(session, ()) if not same.answer.done()]
+            for same in waiting:
+                self._queue.stand(same.waiter)
             self._offer()
+            for same in waiting:
+                self._settle(same)
 
-    def _lost(self, waiter: _Waiter) -> None:
+    def _lost(self, call: _Call) -> None:
         """Another router was faster: it is offered the next slot, in its old place."""
-        waiter.conflicts += 1
-        if waiter.conflicts >= MAX_CONFLICTS and not waiter.answer.done():
-            waiter.answer.set_exception(UnavailableError("too much contention", reason="CONTENTION"))
+        call.conflicts += 1
+        if call.conflicts >= MAX_CONFLICTS and not call.answer.done():
+            call.answer.set_exception(UnavailableError("too much contention", reason="CONTENTION"))
 
-    def _abandon(self, waiter: _Waiter) -> None:
+    def _abandon(self, call: _Call) -> None:
         """The caller left. A claim under way gives back what it gets; an answer is given back here."""
-        answer = waiter.answer
+        answer = call.answer
         answer.cancel()
         if not answer.cancelled() and answer.exception() is None:
-            self._claims.create_task(self._return(answer.result()), name="give back")
+            self._start(self._return(answer.result()), "give back")
 
     async def _return(self, granted: Granted) -> None:
         try:
@@ -222,40 +261,51 @@ class Line:
 
     # --- refusals
 
-    def _refuse(self, waiter: _Waiter) -> None:
-        """Refuse who has no time left, and at once who asks for what no runner offers."""
-        if waiter.refusal is Refusal.UNKNOWN_PIPELINE:
-            heard = [runner.advert for runner in self._fleet.runners() if runner.heard]
-            if heard:
-                waiter.answer.set_exception(_unknown(waiter.wanted.requirements.pipeline, heard))
-                return
-        if asyncio.get_running_loop().time() >= waiter.until_s:
-            self._expire(waiter)
+    def _refuse(self, unknown: Collection[Wish]) -> None:
+        """Refuse at once who asks for what no runner offers, if any is heard."""
+        offered = self._fleet.offered()
+        for call in self._calls.values() if offered else ():
+            wish = call.waiter.wish
+            if wish in unknown and self._idle(call):
+                call.answer.set_exception(_unknown(wish.requirements.pipeline, offered))
 
-    def _expire(self, waiter: _Waiter) -> None:
-        if self._idle(waiter):  # else the end of the claim decides
-            waiter.answer.set_exception(self._exhausted(waiter) if self._fleet.known else fleet_unknown())
+    def _settle(self, call: _Call) -> None:
+        """Refuse who has no time left."""
+        if self._known and asyncio.get_running_loop().time() >= call.until_s:
+            self._expire(call)
 
-    def _exhausted(self, waiter: _Waiter) -> ExhaustedError:
-        pipeline = waiter.wanted.requirements.pipeline
-        states = [slot.state for slot in self._fleet.candidates() if pipeline in slot.offered]
-        position = 1 + list(self._waiters).index(waiter)
+    def _expire(self, call: _Call) -> None:
+        if self._idle(call):  # else the end of the claim decides
+            call.answer.set_exception(self._exhausted(call.waiter) if self._known else fleet_unknown())
+
+    def _exhausted(self, waiter: Waiter) -> ExhaustedError:
+        pipeline = waiter.wish.requirements.pipeline
+        total, free = self._fleet.slots_of(pipeline)
+        position = self._queue.position(waiter)
+        expected_s = self.expected_wait_s(pipeline, position)
+        # Those further back come later; nobody who is told when comes much later than that.
+        retry_after_s = 1 + position if expected_s is None else math.ceil(expected_s)
         return ExhaustedError(
             f"no slot for the pipeline {pipeline!r} is free",
             reason="NO_CAPACITY",
-            retry_after_s=min(1 + position, RETRY_AFTER_MAX_S),  # those further back come later
-            free=states.count(SlotState.READY),
-            total=len(states) - states.count(SlotState.LOST),
+            retry_after_s=max(1, min(retry_after_s, RETRY_AFTER_MAX_S)),
+            free=free,
+            total=total,
             position=position,
-            why=waiter.refusal.value,
+            expected_wait_ms=-1 if expected_s is None else round(expected_s * 1000),
+            why=self._fleet.why_none(waiter.wish).value,
         )
 
+    def expected_wait_s(self, pipeline: str, position: int) -> float | None:
+        """How long the one at `position` waits if slots come free as they did lately; None: none did."""
+        freed_per_s = self._fleet.freed_per_s(pipeline)
+        return position / freed_per_s if freed_per_s > 0 else None
 
-def _unknown(pipeline: str, adverts: Iterable[RunnerAdvert]) -> NotFoundError:
-    available = sorted({offer.name for advert in adverts for offer in advert.pipelines})
+
+def _unknown(pipeline: str, offered: Iterable[str]) -> NotFoundError:
     return NotFoundError(
         f"no runner offers the pipeline {pipeline!r}",
         reason="UNKNOWN_PIPELINE",
         pipeline=pipeline,
-        available=",".join(available),
+        available=",".join(offered),
     )

@@ -1,20 +1,39 @@
-"""Which slot gets a session. Pure: a picture of the fleet goes in, a choice or the reason for none comes out.
+"""What a session wishes of its place, and by what places are compared. Pure.
 
-The rule it keeps: only a READY slot is ever chosen. Among slots that fit, one that has the pipeline loaded is
-better than any that has not, then the one on the least loaded runner; and the choice is drawn among the best
-few, because routers that all take the first one race for it (`tests/contract/test_router_contention.py`).
+The rules it keeps: a wish is met whole or refused; a runner that has the pipeline loaded comes before any
+that has not, unless the wish is for the cheapest. A cost has no unit; the least one is the best:
+
+    cost = cold x (the pipeline is not loaded: 0 or 1)
+         + slow x log2(the frame time measured there / 33 ms)     not measured: as 33 ms
+         + penalty x (recent failures: 0..1)
+         + load x (the taken share of the runner's slots: 0..1)
+         + price x log2(1 + what a second costs there)
+
+Logarithms, because twice as slow or twice as dear means the same wherever one stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+import math
 from dataclasses import dataclass
 from enum import Enum
-from random import Random
-from typing import NewType
+from typing import Final, NewType
 
 RunnerId = NewType("RunnerId", str)
 SessionId = NewType("SessionId", str)
+
+USUAL_FRAME_US: Final = 33_333
+QUARANTINED_FROM: Final = 0.5  # of the penalty
+CLOSE: Final = 0.25  # costs no further from the best one's are as good: the draw spreads over them
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One slot of one runner."""
+
+    runner: RunnerId
+    slot: int
 
 
 class SlotState(Enum):
@@ -32,90 +51,102 @@ class Refusal(Enum):
 
     UNKNOWN_PIPELINE = "unknown_pipeline"
     NO_MATCH = "no_match"  # of region, GPU class or labels
+    PRICE = "price"
+    COLD = "cold"  # nowhere is it loaded, and the wish was for that
     EXCLUDED = "excluded"
     NOTHING_FREE = "nothing_free"
+    QUARANTINED = "quarantined"  # free is only what failed lately, and others that fit are healthy
+
+
+class Policy(Enum):
+    """By what runners that fit are compared."""
+
+    BALANCED = "balanced"
+    CHEAPEST = "cheapest"
+    FASTEST = "fastest"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What each term of the cost counts."""
+
+    cold: float
+    slow: float  # for each doubling of the frame time
+    penalty: float
+    load: float
+    price: float  # for each doubling of the price
+
+
+WEIGHTS: Final = {
+    Policy.BALANCED: Weights(cold=64, slow=0.5, penalty=2, load=1, price=0.25),
+    Policy.CHEAPEST: Weights(cold=1, slow=0.1, penalty=2, load=0.2, price=16),  # 5 % cheaper beats the rest
+    Policy.FASTEST: Weights(cold=64, slow=4, penalty=2, load=2, price=0.05),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a session needs; an empty region or GPU class means any."""
+    """What a session needs; an empty region or GPU class means any, a price of 0 any price."""
 
     pipeline: str
     region: str = ""
     gpu_class: str = ""
     labels: frozenset[tuple[str, str]] = frozenset()
-
-    def match(self, candidate: Candidate) -> bool:
-        """Whether the place fits, whatever pipelines it has and whoever holds it."""
-        return (
-            (not self.region or self.region == candidate.region)
-            and (not self.gpu_class or self.gpu_class == candidate.gpu_class)
-            and self.labels <= candidate.labels
-        )
+    max_micro_per_second: int = 0
+    policy: Policy = Policy.BALANCED
+    warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One slot. `load` is the share of its runner's slots that are taken, 0..1."""
+class Wish:
+    """What a session needs and which runners it cannot use. Equal wishes compete for the same slots."""
 
-    runner: RunnerId
-    slot: int
-    state: SlotState
-    offered: frozenset[str]
-    warm: frozenset[str] = frozenset()
-    load: float = 0.0
-    region: str = ""
-    gpu_class: str = ""
-    labels: frozenset[tuple[str, str]] = frozenset()
+    requirements: Requirements
+    exclude: frozenset[RunnerId] = frozenset()
 
-
-def choose(
-    fleet: Collection[Candidate],
-    requirements: Requirements,
-    *,
-    exclude: frozenset[RunnerId],
-    among: int,
-    random: Random,
-) -> Candidate | Refusal:
-    """Draw one of the `among` best READY slots that fit, or say which sieve let nothing through."""
-    pipeline = requirements.pipeline
-    fits = [
-        candidate
-        for candidate in fleet
-        if candidate.state is SlotState.READY  # first, for it costs least and refuses most
-        and pipeline in candidate.offered
-        and candidate.runner not in exclude
-        and requirements.match(candidate)
-    ]
-    if not fits:
-        return _refusal(fleet, requirements, exclude)
-    warm = [candidate for candidate in fits if pipeline in candidate.warm]
-    return random.choice(_least_loaded(warm or fits, among, random))
+    def text(self) -> str:
+        """The same text for the same wish, so that other routers know what is waited for."""
+        needs = self.requirements
+        return json.dumps(
+            {
+                "pipeline": needs.pipeline,
+                "region": needs.region,
+                "gpu_class": needs.gpu_class,
+                "labels": sorted(needs.labels),
+                "max_micro_per_second": needs.max_micro_per_second,
+                "policy": needs.policy.value,
+                "warm": needs.warm,
+                "exclude": sorted(self.exclude),
+            },
+            separators=(",", ":"),
+        )
 
 
-def _refusal(
-    fleet: Collection[Candidate], requirements: Requirements, exclude: frozenset[RunnerId]
-) -> Refusal:
-    offering = [candidate for candidate in fleet if requirements.pipeline in candidate.offered]
-    if not offering:
-        return Refusal.UNKNOWN_PIPELINE
-    matching = [candidate for candidate in offering if requirements.match(candidate)]
-    if not matching:
-        return Refusal.NO_MATCH
-    if all(candidate.runner in exclude for candidate in matching):
-        return Refusal.EXCLUDED
-    return Refusal.NOTHING_FREE
+def wish_from_text(text: str) -> Wish:
+    """The wish that `Wish.text` wrote. Raises ValueError for anything else."""
+    try:
+        fields = json.loads(text)
+        return Wish(
+            Requirements(
+                pipeline=str(fields["pipeline"]),
+                region=str(fields["region"]),
+                gpu_class=str(fields["gpu_class"]),
+                labels=frozenset((str(name), str(value)) for name, value in fields["labels"]),
+                max_micro_per_second=int(fields["max_micro_per_second"]),
+                policy=Policy(fields["policy"]),
+                warm=bool(fields["warm"]),
+            ),
+            frozenset(RunnerId(str(name)) for name in fields["exclude"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no wish: {text[:80]!r}") from error
 
 
-def _least_loaded(candidates: Sequence[Candidate], count: int, random: Random) -> Sequence[Candidate]:
-    """Up to `count` of the least loaded; which of several equals is drawn, for routers list them alike."""
-    by_load: dict[float, list[Candidate]] = {}
-    for candidate in candidates:
-        by_load.setdefault(candidate.load, []).append(candidate)
-    few: list[Candidate] = []
-    for load in sorted(by_load):
-        equals = by_load[load]
-        few += random.sample(equals, min(count - len(few), len(equals)))
-        if len(few) == count:
-            break
-    return few
+def slowness(frame_us: int) -> float:
+    """Doublings of the frame time above the usual one; 0 where it is not known."""
+    return math.log2(frame_us / USUAL_FRAME_US) if frame_us > 0 else 0.0
+
+
+def dearness(micro_per_second: int) -> float:
+    """Doublings of the price; 0 where nobody asks for money."""
+    return math.log2(1 + max(0, micro_per_second))

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc.aio
 
-from protos.events.v1.events_pb2 import PipelineOffer
 from protos.router.v1 import router_pb2 as router
 from protos.router.v1.router_pb2_grpc import RouterServicer as Servicer
 from services.common.errors import InvalidError
-from services.router.fleet import Fleet, RunnerPicture
+from services.router.fleet import Fleet
 from services.router.line import Line, Wanted
-from services.router.placement import Requirements, RunnerId, SessionId, SlotState
+from services.router.placement import Policy, Requirements, RunnerId, SessionId, SlotState, Wish
+from services.router.runner import RunnerPicture
 from services.router.slots import Slots
+from services.router.waiting import PRIORITY_MAX, Queue, Standing
+from services.router.wall import now_unix_us
 
-MAX_WAIT_MS: Final = 30_000
+MAX_WAIT_MS: Final = 300_000
 WATCH_EVERY_S: Final = 0.1
+VIEWS_AT_ONCE: Final = 200
+SESSION: Final = re.compile(r"[-_a-zA-Z0-9]{1,128}")  # it becomes part of a key
 STATES: Final = {
     SlotState.STARTING: router.SLOT_STATE_STARTING,
     SlotState.READY: router.SLOT_STATE_READY,
@@ -27,16 +31,23 @@ STATES: Final = {
     SlotState.DRAINING: router.SLOT_STATE_DRAINING,
     SlotState.LOST: router.SLOT_STATE_LOST,
 }
+POLICIES: Final = {
+    router.POLICY_UNSPECIFIED: Policy.BALANCED,
+    router.POLICY_BALANCED: Policy.BALANCED,
+    router.POLICY_CHEAPEST: Policy.CHEAPEST,
+    router.POLICY_FASTEST: Policy.FASTEST,
+}
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RouterServicer(Servicer):
     """Holds no state of its own."""
 
-    def __init__(self, fleet: Fleet, line: Line, slots: Slots) -> None:
+    def __init__(self, fleet: Fleet, line: Line, slots: Slots, queue: Queue) -> None:
         self._fleet = fleet
         self._line = line
         self._slots = slots
+        self._queue = queue
 
     async def Grant(self, request: router.GrantRequest, context: Context) -> router.GrantResponse:
         if not 0 <= request.wait_ms <= MAX_WAIT_MS:
@@ -49,21 +60,48 @@ class RouterServicer(Servicer):
                 slot_epoch=granted.epoch,
                 address=granted.address,
                 boot_id=granted.boot_id,
+                micro_per_second=granted.micro_per_second,
             )
         )
 
     async def Release(self, request: router.ReleaseRequest, context: Context) -> router.ReleaseResponse:
         if not request.session:
             raise InvalidError("a session is needed", field="session")
-        return router.ReleaseResponse(released=await self._slots.release(SessionId(request.session)))
+        runner = RunnerId(request.runner) if request.runner else None
+        return router.ReleaseResponse(released=await self._slots.release(SessionId(request.session), runner))
 
     async def Runners(self, request: router.RunnersRequest, context: Context) -> router.RunnersResponse:
         await self._fleet.until_known()
-        return self._runners()
+        return await self._runners()
 
     async def Capacity(self, request: router.CapacityRequest, context: Context) -> router.CapacityResponse:
         await self._fleet.until_known()
-        return router.CapacityResponse(pipelines=capacity(self._fleet.runners()))
+        return router.CapacityResponse(
+            pipelines=[
+                router.PipelineCapacity(
+                    pipeline=line.offer.name,
+                    version=line.offer.version,
+                    description=line.offer.description,
+                    params_schema=line.offer.params_schema,
+                    processes_audio=line.offer.processes_audio,
+                    slots=line.slots,
+                    free=line.free,
+                    waiting=self._queue.waiting(line.offer.name),
+                    min_micro_per_second=line.min_micro_per_second,
+                )
+                for line in self._fleet.capacity()
+            ]
+        )
+
+    async def Queue(self, request: router.QueueRequest, context: Context) -> router.QueueResponse:
+        return router.QueueResponse(
+            places=[
+                self._place(standing)
+                for standing in self._queue.standings()
+                if request.pipeline in {"", standing.waiter.wish.requirements.pipeline}
+                and request.session in {"", standing.waiter.session}
+            ]
+        )
 
     async def Watch(
         self, request: router.WatchRequest, context: Context
@@ -72,11 +110,15 @@ class RouterServicer(Servicer):
         version = -1
         while True:
             version, _ = await self._fleet.changed.newer_than(version)
-            yield self._runners()
+            yield await self._runners()
             await asyncio.sleep(WATCH_EVERY_S)
 
-    def _runners(self) -> router.RunnersResponse:
-        views = [self._view(picture) for picture in self._fleet.runners()]
+    async def _runners(self) -> router.RunnersResponse:
+        views: list[router.RunnerView] = []
+        for picture in self._fleet.runners():
+            views.append(self._view(picture))
+            if len(views) % VIEWS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # grants do not wait until ten thousand are listed
         return router.RunnersResponse(runners=sorted(views, key=lambda view: view.advert.runner))
 
     def _view(self, picture: RunnerPicture) -> router.RunnerView:
@@ -90,50 +132,45 @@ class RouterServicer(Servicer):
                 for slot in picture.slots
             ],
             heartbeat_age_ms=-1 if age_s is None else round(age_s * 1000),
+            claims=picture.claims,
+            penalty=picture.penalty,
+        )
+
+    def _place(self, standing: Standing) -> router.QueuePlace:
+        waiter = standing.waiter
+        pipeline = waiter.wish.requirements.pipeline
+        expected_s = self._line.expected_wait_s(pipeline, standing.position)
+        return router.QueuePlace(
+            session=waiter.session,
+            pipeline=pipeline,
+            priority=waiter.priority,
+            position=standing.position,
+            waited_ms=max(0, now_unix_us() - waiter.arrived_unix_us) // 1000,
+            expected_wait_ms=-1 if expected_s is None else round(expected_s * 1000),
         )
 
 
 def wanted_from_proto(request: router.GrantRequest) -> Wanted:
     """Raises InvalidError naming the field."""
-    if not request.session:
-        raise InvalidError("a session is needed", field="session")
-    if not request.requirements.pipeline:
+    needs = request.requirements
+    if not SESSION.fullmatch(request.session):
+        raise InvalidError("a session is needed, of letters, digits, - and _", field="session")
+    if not needs.pipeline:
         raise InvalidError("a pipeline is needed", field="requirements.pipeline")
+    if needs.max_micro_per_second < 0:
+        raise InvalidError("a price is not negative", field="requirements.max_micro_per_second")
+    if needs.policy not in POLICIES:
+        raise InvalidError("there is no such policy", field="requirements.policy")
+    if abs(request.priority) > PRIORITY_MAX:
+        raise InvalidError(f"priority is not within ±{PRIORITY_MAX}", field="priority")
     requirements = Requirements(
-        pipeline=request.requirements.pipeline,
-        region=request.requirements.region,
-        gpu_class=request.requirements.gpu_class,
-        labels=frozenset(request.requirements.labels.items()),
+        pipeline=needs.pipeline,
+        region=needs.region,
+        gpu_class=needs.gpu_class,
+        labels=frozenset(needs.labels.items()),
+        max_micro_per_second=needs.max_micro_per_second,
+        policy=POLICIES[needs.policy],
+        warm=needs.warm,
     )
-    return Wanted(SessionId(request.session), requirements, frozenset(map(RunnerId, request.exclude)))
-
-
-def capacity(runners: Iterable[RunnerPicture]) -> list[router.PipelineCapacity]:
-    """What can be had, a pipeline a line, by name; the newest version that is heard describes it."""
-    newest: dict[str, PipelineOffer] = {}
-    slots: dict[str, list[SlotState]] = {}
-    for runner in runners:
-        if not runner.heard:
-            continue
-        for offer in runner.advert.pipelines:
-            known = newest.get(offer.name)
-            if known is None or _version(offer) > _version(known):
-                newest[offer.name] = offer
-            slots.setdefault(offer.name, []).extend(slot.state for slot in runner.slots)
-    return [
-        router.PipelineCapacity(
-            pipeline=name,
-            version=offer.version,
-            description=offer.description,
-            params_schema=offer.params_schema,
-            processes_audio=offer.processes_audio,
-            slots=len(slots[name]),
-            free=slots[name].count(SlotState.READY),
-        )
-        for name, offer in sorted(newest.items())
-    ]
-
-
-def _version(offer: PipelineOffer) -> tuple[list[int], str]:
-    """Orders 1.10 after 1.9; equal numbers by text."""
-    return [int(number) for number in re.findall(r"\d+", offer.version)], offer.version
+    wish = Wish(requirements, frozenset(map(RunnerId, request.exclude)))
+    return Wanted(SessionId(request.session), wish, request.priority)

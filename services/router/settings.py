@@ -25,9 +25,10 @@ class RouterSettings(ServiceSettings):
         "lost; not below runner_stale_after_s, or every reconnection loses the fleet.",
     )
     choose_among: int = Field(
-        3,
+        16,
         ge=1,
-        description="Slots, the best ones, among which one is drawn: 1 makes all routers race for the same.",
+        description="Runners, the best and about as good, among which one is drawn: 1 makes all routers "
+        "race for the same.",
     )
     max_waiters: int = Field(
         1000,

@@ -8,8 +8,7 @@ session.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +22,8 @@ from services.common.lifecycle import background
 from services.common.topology import slot_key
 from services.router.fleet import Fleet
 from services.router.placement import RunnerId, SessionId
+from services.router.runner import MAX_SLOTS
+from services.router.wall import now_unix_us
 
 log = structlog.get_logger()
 
@@ -45,6 +46,7 @@ class Granted:
     revision: int
     address: str
     boot_id: str
+    micro_per_second: int  # the runner's own price
 
 
 class Slots:
@@ -54,6 +56,9 @@ class Slots:
         self._slots = slots
         self._runners = runners
         self._fleet = fleet
+        self._reading = asyncio.Lock()
+        self._read: Mapping[str, Entry] = {}
+        self._read_s = float("-inf")  # when the newest reading began
 
     async def take(self, runner: RunnerId, slot: int, session: SessionId) -> Granted | None:
         """Take the slot, or confirm it if it is the session's own; None if somebody else was faster.
@@ -72,7 +77,7 @@ class Slots:
         # Its own slot is written again all the same: the new revision keeps an earlier, cancelled call for
         # this session from giving it back.
         epoch = held.epoch if held.session else held.epoch + 1
-        value = Slot(session=session, epoch=epoch, granted_unix_ms=time.time_ns() // 1_000_000)
+        value = Slot(session=session, epoch=epoch, granted_unix_ms=now_unix_us() // 1000)
         revision = await self._write(key, value, after=_revision(entry))
         if revision is None:
             return None
@@ -84,6 +89,7 @@ class Slots:
             revision=revision,
             address=advert.address,
             boot_id=advert.boot_id,
+            micro_per_second=advert.micro_per_second,
         )
 
     async def give_back(self, granted: Granted) -> None:
@@ -91,16 +97,22 @@ class Slots:
         key = slot_key(granted.runner, granted.slot)
         await self._write(key, Slot(epoch=granted.epoch), after=granted.revision)
 
-    async def release(self, session: SessionId) -> int:
-        """Free whatever `session` holds; returns how many slots that was."""
-        keys = self._fleet.held_by(session)
-        released = await self._free_all(keys, session)
+    async def release(self, session: SessionId, runner: RunnerId | None = None) -> int:
+        """Free what `session` holds, everywhere or on one runner; returns how many slots that was."""
+        released = await self._free_all(_on(self._fleet.held_by(session), runner), session)
         if released == 0:  # the view may lag behind a grant of another router
-            everything = await self._read_all()
-            keys = tuple(key for key, entry in everything.items() if _slot(entry).session == session)
-            released = await self._free_all(keys, session)
-        log.info("slots released", session=session, count=released)
+            released = await self._free_all(await self._look(session, runner), session)
+        log.info("slots released", session=session, runner=runner, count=released)
         return released
+
+    async def _look(self, session: SessionId, runner: RunnerId | None) -> Sequence[str]:
+        """The keys to try when nothing is known: of one runner all, else those that name the session."""
+        advert = None if runner is None else self._fleet.advert(runner)
+        if runner is not None and advert is not None:
+            return [slot_key(runner, slot) for slot in range(min(advert.slots, MAX_SLOTS))]
+        everything = await self._everything()
+        keys = [key for key, entry in everything.items() if _slot(entry).session == session]
+        return _on(keys, runner)
 
     async def forget_gone(self) -> None:
         """Remove runners that are long gone, with their free slots; held ones stay until released."""
@@ -137,14 +149,16 @@ class Slots:
 
     async def _free(self, key: str, session: SessionId) -> bool:
         """Free the slot while the bucket says that it is the session's; whether it was."""
+        entry = self._fleet.slots.entries.get(key)  # most often the newest, and a write tells if it is not
         for _ in range(ATTEMPTS):
-            entry = await self._slots.get(key)
             held = _slot(entry)
-            if entry is None or held.session != session:
+            freed = Slot(epoch=held.epoch)
+            if held.session == session and await self._write(key, freed, after=_revision(entry)) is not None:
+                return True
+            entry = await self._slots.get(key)
+            if _slot(entry).session != session:
                 self._fleet.slots.put(key, entry)
                 return False
-            if await self._write(key, Slot(epoch=held.epoch), after=entry.revision) is not None:
-                return True
         raise UnavailableError(f"too much contention on {key}", reason="CONTENTION")
 
     async def _write(self, key: str, slot: Slot, *, after: int) -> int | None:
@@ -172,6 +186,17 @@ class Slots:
             await asyncio.sleep(REPLICA_LAG_S)
         raise UnavailableError(f"no certain answer for {key}", reason="CONTENTION")
 
+    async def _everything(self) -> Mapping[str, Entry]:
+        """What the bucket holds now or since this call; calls that come together share a reading."""
+        loop = asyncio.get_running_loop()
+        called_s = loop.time()
+        async with self._reading:
+            if self._read_s < called_s:
+                began_s = loop.time()
+                self._read = await self._read_all()
+                self._read_s = began_s
+            return self._read
+
     async def _read_all(self) -> Mapping[str, Entry]:
         fresh = View()
         try:
@@ -180,6 +205,10 @@ class Slots:
         except TimeoutError:
             raise UnavailableError("the slots cannot be read", reason="NATS_UNREACHABLE") from None
         return fresh.entries
+
+
+def _on(keys: Iterable[str], runner: RunnerId | None) -> Sequence[str]:
+    return [key for key in keys if runner is None or key.rpartition(".")[0] == runner]
 
 
 def _slot(entry: Entry | None) -> Slot:

@@ -15,6 +15,7 @@ import pytest
 from services.common.errors import NotFoundError, UnavailableError
 from services.ingest.auth import Authenticator, Caller
 from services.ingest.faces import context, events
+from tests.support.bridge import hear
 from tests.support.ingest import STREAM, Ingest, ingesting, paced, until
 from tests.support.media import pictures
 from tests.support.nats import nats_server
@@ -78,7 +79,7 @@ async def test_what_the_runner_says_of_itself_is_told_and_who_comes_late_hears_h
         ("refused", refused),
         ("loading", loading),
     ):
-        session._take_event(json.dumps({"type": kind, **fields}).encode())
+        hear(session, kind, **fields)
     await until(lambda: early.of("loading"))
     assert early.of("health") == [{"state": "loading", "cause": "reload"}]
     assert early.of("problem") == [{**problem, "pts_ms": None, "frame": None}]

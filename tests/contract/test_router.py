@@ -34,11 +34,12 @@ from services.common.errors import (
 )
 from services.common.grpc_client import call, channel, stream
 from services.common.lifecycle import background
-from services.common.topology import RUNNERS, SLOTS
+from services.common.topology import RUNNERS, SLOTS, WAITERS
 from services.router import fleet, slots
 from services.router.line import Line, Wanted
-from services.router.placement import Requirements, SessionId
+from services.router.placement import Requirements, SessionId, Wish
 from services.router.settings import RouterSettings
+from services.router.waiting import Queue
 from tests.support.nats import NatsServer, nats_server
 from tests.support.router import RouterClient, router_client
 
@@ -272,7 +273,9 @@ async def test_a_grant_cancelled_at_any_moment_gives_back(nats: NatsServer, bus:
     random = Random(7)
     async with connect(nats.url, "router") as own, fake_runner(bus, "a", slots=4):
         adverts, keys = await own.bucket(RUNNERS, 1), await own.bucket(SLOTS, 1)
-        picture = fleet.Fleet(RouterSettings(), lambda: own.healthy_for_s)
+        picture = fleet.Fleet(RouterSettings(), lambda: own.healthy_for_s, random)
+        waiters = await own.bucket(WAITERS, 1)
+        queue = Queue(waiters, "router")
         async with (
             asyncio.TaskGroup() as claims,
             background(
@@ -280,14 +283,15 @@ async def test_a_grant_cancelled_at_any_moment_gives_back(nats: NatsServer, bus:
                 keys=keys.follow(picture.slots),
                 listen=picture.listen(own),
                 time=picture.keep_time(),
+                waiters=waiters.follow(queue.view),
             ),
         ):
-            line = Line(picture, slots.Slots(keys, adverts, picture), claims, RouterSettings(), random)
+            line = Line(picture, slots.Slots(keys, adverts, picture), queue, claims, RouterSettings())
             outcomes: list[bool] = []
-            async with background(follow=line.follow()):
+            async with background(follow=line.follow(picture.changed)):
                 await picture.until_known()
                 for number in range(150):
-                    wanted = Wanted(SessionId(f"s{number}"), Requirements("passthrough"))
+                    wanted = Wanted(SessionId(f"s{number}"), Wish(Requirements("passthrough")))
                     grant = asyncio.create_task(line.grant(wanted, 5.0))
                     await asyncio.sleep(random.uniform(0, 0.003))
                     grant.cancel()
@@ -337,12 +341,26 @@ async def test_refusals_say_why(bus: Bus, one: RouterClient) -> None:
         (router.GrantRequest(requirements=router.Requirements(pipeline="p")), "session"),
         (router.GrantRequest(session="s"), "requirements.pipeline"),
         (
-            router.GrantRequest(session="s", requirements=router.Requirements(pipeline="p"), wait_ms=30_001),
+            router.GrantRequest(session="s", requirements=router.Requirements(pipeline="p"), wait_ms=300_001),
             "wait_ms",
         ),
         (
             router.GrantRequest(session="s", requirements=router.Requirements(pipeline="p"), wait_ms=-1),
             "wait_ms",
+        ),
+        (
+            router.GrantRequest(session="s", requirements=router.Requirements(pipeline="p"), priority=101),
+            "priority",
+        ),
+        (
+            router.GrantRequest(
+                session="s", requirements=router.Requirements(pipeline="p", max_micro_per_second=-1)
+            ),
+            "requirements.max_micro_per_second",
+        ),
+        (
+            router.GrantRequest(session="no key.", requirements=router.Requirements(pipeline="p")),
+            "session",
         ),
         (router.ReleaseRequest(), "session"),
     ],
@@ -367,6 +385,15 @@ async def test_capacity_adds_up_who_is_heard_and_the_newest_version_describes(
         ("canny", "", 2, 1),
         ("depth", "new", 3, 2),
     ]
+
+
+async def test_listed_runners_do_not_repeat_what_capacity_tells_once(bus: Bus, one: RouterClient) -> None:
+    offers = [PipelineOffer(name="depth", version="1", warm=True, description="far", params_schema="{}")]
+    async with fake_runner(bus, "a", pipelines=offers):
+        (listed,) = (await one.runners())["a"].advert.pipelines
+        assert listed == PipelineOffer(name="depth", version="1", warm=True)
+        line = (await one.capacity())["depth"]
+        assert (line.description, line.params_schema) == ("far", "{}")
 
 
 async def test_watch_tells_now_and_then_each_change_but_not_too_often(bus: Bus, one: RouterClient) -> None:

@@ -35,20 +35,43 @@ class RouterClient:
         region: str = "",
         gpu_class: str = "",
         labels: Mapping[str, str] | None = None,
+        max_micro_per_second: int = 0,
+        policy: router.Policy.ValueType = router.POLICY_UNSPECIFIED,
+        warm: bool = False,
+        priority: int = 0,
     ) -> router.Grant:
         request = router.GrantRequest(
             session=session,
             requirements=router.Requirements(
-                pipeline=pipeline, region=region, gpu_class=gpu_class, labels=labels
+                pipeline=pipeline,
+                region=region,
+                gpu_class=gpu_class,
+                labels=labels,
+                max_micro_per_second=max_micro_per_second,
+                policy=policy,
+                warm=warm,
             ),
             wait_ms=wait_ms,
             exclude=exclude,
+            priority=priority,
         )
-        return (await call(self.stub.Grant, request, router.GrantResponse, timeout_s=35)).grant
+        timeout_s = wait_ms / 1000 + 10
+        return (await call(self.stub.Grant, request, router.GrantResponse, timeout_s=timeout_s)).grant
 
-    async def release(self, session: str) -> int:
-        request = router.ReleaseRequest(session=session)
+    async def release(self, session: str, runner: str = "") -> int:
+        request = router.ReleaseRequest(session=session, runner=runner)
         return (await call(self.stub.Release, request, router.ReleaseResponse, timeout_s=10)).released
+
+    async def queue(self, pipeline: str = "", session: str = "") -> list[router.QueuePlace]:
+        """Who waits, the next one first."""
+        request = router.QueueRequest(pipeline=pipeline, session=session)
+        return list((await call(self.stub.Queue, request, router.QueueResponse, timeout_s=10)).places)
+
+    async def capacity(self) -> dict[str, router.PipelineCapacity]:
+        """By pipeline, as soon as the router knows the fleet."""
+        request = router.CapacityRequest()
+        answer = await call(self.stub.Capacity, request, router.CapacityResponse, timeout_s=10)
+        return {line.pipeline: line for line in answer.pipelines}
 
     async def runners(self) -> dict[str, router.RunnerView]:
         """The fleet by name, as soon as the router knows it."""

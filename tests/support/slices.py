@@ -14,7 +14,7 @@ PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 # extra: (what must import, what must not be there)
 SLICES: Final = {
     "ingest": ("services.ingest.__main__", ("cv2", "sqlalchemy", "torch", "typer")),
-    "router": ("services.router.__main__", ("aiohttp", "av", "fastapi", "numpy", "sqlalchemy", "torch")),
+    "router": ("services.router.__main__", ("aiohttp", "av", "fastapi", "sqlalchemy", "torch")),
     "session-manager": (
         "services.session_manager.__main__",
         ("aiohttp", "av", "fastapi", "numpy", "sqlalchemy"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -15,14 +18,17 @@ from protos.events.v1.events_pb2 import (
     Heartbeat,
     PipelineOffer,
     RunnerAdvert,
+    RunnerFault,
     RunnerState,
     Slot,
     SlotClaim,
 )
 from services.common.bus import Entry
 from services.common.errors import UnavailableError
-from services.router.fleet import Fleet, slot_state
-from services.router.placement import RunnerId, SessionId, SlotState
+from services.common.lifecycle import background
+from services.router.fleet import Fleet
+from services.router.placement import Place, Refusal, Requirements, RunnerId, SessionId, SlotState, Wish
+from services.router.runner import Runner
 from services.router.settings import RouterSettings
 
 ADVERT = RunnerAdvert(runner="a", boot_id="b1", slots=2, pipelines=[PipelineOffer(name="depth", warm=True)])
@@ -30,6 +36,7 @@ HELD = Slot(session="s", epoch=3)
 FREE = Slot(epoch=3)
 CLAIMS = [SlotClaim(slot=0, session="s", slot_epoch=3)]
 A = RunnerId("a")
+DEPTH = Wish(Requirements("depth"))
 
 
 def beat(
@@ -72,8 +79,12 @@ def beat(
 def test_the_state_of_a_slot(
     value: Slot | None, last: Heartbeat | None, heard: bool, settled: bool, state: SlotState
 ) -> None:
-    found = slot_state(0, advert=ADVERT, value=value, beat=last, heard=heard, link_settled=settled)
-    assert found is state
+    runner = Runner(A, heard=heard)
+    runner.advertise(ADVERT)
+    runner.put(0, value)
+    if last is not None:
+        runner.hear(last)
+    assert runner.picture(settled).slots[0].state is state
 
 
 class World:
@@ -82,7 +93,7 @@ class World:
     def __init__(self) -> None:
         self.link_up_since_s: float | None = 0.0
         self.revision = 0
-        self.fleet = Fleet(RouterSettings(), self._healthy_for_s)
+        self.fleet = Fleet(RouterSettings(), self._healthy_for_s, Random(1))
         self.fleet._listening_since_s = 0.0
         self.fleet.adverts.replace({})
         self.fleet.slots.replace({})
@@ -106,7 +117,17 @@ class World:
 
     @property
     def states(self) -> list[str]:
-        return [candidate.state.value for candidate in self.fleet.candidates()]
+        return [slot.state.value for runner in self.fleet.runners() for slot in runner.slots]
+
+    def chosen(self, wish: Wish = DEPTH) -> set[tuple[str, int]] | Refusal:
+        """The places that a hundred draws chose, or the refusal."""
+        places: set[tuple[str, int]] = set()
+        for _ in range(100):
+            choice = self.fleet.choose(wish, {})
+            if choice is None:
+                return self.fleet.why_none(wish)
+            places.add((choice.runner, choice.slot))
+        return places
 
 
 @pytest.fixture
@@ -147,6 +168,22 @@ async def test_while_our_own_link_is_down_nobody_is_lost_and_nobody_is_granted(w
     assert world.states == ["lost", "lost"]
 
 
+async def test_after_the_router_itself_stood_still_nobody_is_lost(world: World) -> None:
+    """In real time, for a loop of virtual time never stands still."""
+    world.fleet._stale_after_s = world.fleet._link_settle_s = 1.5
+    world.advertise()
+    world.hear(beat())
+    async with background(time=world.fleet.keep_time()):
+        await asyncio.sleep(0.3)
+        assert world.states == ["ready", "ready"]
+        time.sleep(2.0)
+        await asyncio.sleep(0.3)
+        assert world.states == ["starting", "starting"]
+        assert not world.fleet.known
+        world.hear(beat())
+        assert world.states == ["ready", "ready"]
+
+
 @pytest.mark.looptime
 async def test_a_restarted_runner_is_ready_when_advert_and_heartbeat_are_of_one_process(world: World) -> None:
     world.advertise()
@@ -184,21 +221,35 @@ async def test_a_resynchronised_view_replaces_what_was_missed(world: World) -> N
 async def test_a_slot_that_is_being_taken_here_is_offered_to_nobody_else(world: World) -> None:
     world.advertise()
     world.hear(beat())
-    first, _ = world.fleet.candidates()
-    with world.fleet.claimed_here(first):
-        assert world.states == ["held", "ready"]
-        assert world.fleet.candidates()[1].load == 0.5
+    assert world.chosen() == {("a", 0), ("a", 1)}
+    world.fleet.claim(Place(A, 0))
+    assert world.states == ["held", "ready"]
+    assert world.chosen() == {("a", 1)}
+    world.fleet.claim(Place(A, 1))
+    assert world.chosen() is Refusal.NOTHING_FREE
+    world.fleet.unclaim(Place(A, 1))
+    world.fleet.unclaim(Place(A, 0))
     assert world.states == ["ready", "ready"]
 
 
 @pytest.mark.looptime
-async def test_holdings_are_those_on_runners_that_are_heard(world: World) -> None:
+async def test_a_session_has_its_own_slot_again_while_that_fits_and_is_heard(world: World) -> None:
     world.advertise()
     world.slot("a.1", HELD)
     world.slot("gone.0", HELD)
-    assert world.fleet.holdings(SessionId("s")) == []
+    assert world.fleet.own(SessionId("s"), DEPTH) is None
     world.hear(beat())
-    assert [candidate.slot for candidate in world.fleet.holdings(SessionId("s"))] == [1]
+    assert world.fleet.own(SessionId("s"), DEPTH) == Place(A, 1)
+    dear_and_cold = Requirements("depth", max_micro_per_second=1, warm=True)
+    assert world.fleet.own(SessionId("s"), Wish(dear_and_cold)) == Place(A, 1)  # it has it already
+    for unfit in (
+        Wish(Requirements("depth"), frozenset({A})),
+        Wish(Requirements("canny")),
+        Wish(Requirements("depth", region="eu")),
+    ):
+        assert world.fleet.own(SessionId("s"), unfit) is None
+    world.hear(beat(RUNNER_STATE_DRAINING))
+    assert world.fleet.own(SessionId("s"), DEPTH) is None
     assert world.fleet.held_by(SessionId("s")) == ("a.1", "gone.0")
 
 
@@ -252,6 +303,9 @@ async def test_changes_by_time_alone_are_told(world: World) -> None:
         lambda world: world.fleet.adverts.put("a", world.entry(b"\xff\xff")),
         lambda world: world.fleet.adverts.put("a", world.entry(RunnerAdvert(runner="b").SerializeToString())),
         lambda world: world.fleet.slots.put("nonsense", world.entry(b"")),
+        lambda world: world.fleet.slots.put("a.99999999999", world.entry(b"")),
+        lambda world: world.fleet.hear_fault(A, b"\xff\xff"),
+        lambda world: world.fleet.hear_fault(A, RunnerFault(runner="b").SerializeToString()),
     ],
 )
 async def test_what_makes_no_sense_is_refused(world: World, nonsense: Callable[[World], None]) -> None:
@@ -288,3 +342,126 @@ async def test_heartbeats_of_the_long_silent_are_forgotten(world: World) -> None
     await asyncio.sleep(2)
     world.fleet.forget_silent()
     assert world.fleet.age_s(A) is None
+
+
+def advert(name: str, **fields: Any) -> RunnerAdvert:
+    offers = [PipelineOffer(name="depth", warm=True)]
+    return RunnerAdvert(runner=name, boot_id="b1", slots=1, pipelines=offers, **fields)
+
+
+def two(world: World) -> None:
+    for name in ("a", "b"):
+        world.advertise(advert(name))
+        world.hear(Heartbeat(runner=name, boot_id="b1", state=RUNNER_STATE_READY))
+
+
+def fail(world: World, runner: str, session: str, boot_id: str = "b1") -> None:
+    fault = RunnerFault(runner=runner, boot_id=boot_id, session=session, reason="stalled")
+    world.fleet.hear_fault(RunnerId(runner), fault.SerializeToString())
+
+
+@pytest.mark.looptime
+async def test_a_runner_that_failed_two_sessions_is_avoided_for_a_while(world: World) -> None:
+    two(world)
+    for session in ("s", "t"):
+        fail(world, "a", session)
+    assert world.chosen() == {("b", 0)}
+    world.slot("b.0", HELD)
+    assert world.chosen() is Refusal.QUARANTINED
+    await asyncio.sleep(2)
+    world.hear(beat())
+    assert world.chosen() is Refusal.QUARANTINED
+    await asyncio.sleep(28)
+    for name in ("a", "b"):
+        world.hear(Heartbeat(runner=name, boot_id="b1", state=RUNNER_STATE_READY))
+    assert world.chosen() == {("a", 0)}
+
+
+@pytest.mark.looptime
+async def test_the_end_of_a_quarantine_is_told(world: World) -> None:
+    await asyncio.sleep(4)  # the link has settled, and is no news any more
+    two(world)
+    world.slot("b.0", HELD)
+    for session in ("s", "t"):
+        fail(world, "a", session)
+    async with asyncio.TaskGroup() as group:
+        time = group.create_task(world.fleet.keep_time())
+        await asyncio.sleep(1)
+        assert world.chosen() is Refusal.QUARANTINED
+        version, began_s = world.fleet.changed.version, asyncio.get_running_loop().time()
+        while world.fleet.changed.version == version:
+            for name in ("a", "b"):
+                world.hear(Heartbeat(runner=name, boot_id="b1", state=RUNNER_STATE_READY))
+            await asyncio.sleep(0.5)
+        assert 5 < asyncio.get_running_loop().time() - began_s < 30
+        assert world.chosen() == {("a", 0)}
+        time.cancel()
+
+
+@pytest.mark.looptime
+async def test_the_last_one_that_fits_is_never_avoided(world: World) -> None:
+    two(world)
+    for session in ("s", "t", "u"):
+        fail(world, "a", session)
+        fail(world, "b", session)
+    assert world.chosen() == {("a", 0), ("b", 0)}
+    world.advertise(advert("healthy", region="eu"))
+    world.hear(Heartbeat(runner="healthy", boot_id="b1", state=RUNNER_STATE_READY))
+    assert world.chosen() == {("healthy", 0)}
+    not_there = Wish(Requirements("depth"), frozenset({RunnerId("healthy")}))
+    assert world.chosen(not_there) == {("a", 0), ("b", 0)}
+
+
+@pytest.mark.looptime
+async def test_a_runner_started_anew_is_trusted_more(world: World) -> None:
+    two(world)
+    for session in ("s", "t"):
+        fail(world, "a", session)
+    world.advertise(RunnerAdvert(runner="a", boot_id="b2", slots=1, pipelines=ADVERT.pipelines))
+    world.hear(beat(boot_id="b2"))
+    assert world.chosen() == {("b", 0)}  # it is better still
+    world.slot("b.0", HELD)
+    assert world.chosen() == {("a", 0)}
+    (penalty,) = [runner.penalty for runner in world.fleet.runners() if runner.advert.runner == "a"]
+    assert 0 < penalty < 0.5
+    fail(world, "a", "u", boot_id="b1")  # news of the old process, late
+    (after,) = [runner.penalty for runner in world.fleet.runners() if runner.advert.runner == "a"]
+    assert penalty < after < 0.5
+
+
+@pytest.mark.looptime
+async def test_a_heartbeat_that_only_says_how_fast_is_no_news_and_counts_all_the_same(world: World) -> None:
+    two(world)
+    assert world.chosen() == {("a", 0), ("b", 0)}
+    version = world.fleet.changed.version
+    slow = Heartbeat(runner="a", boot_id="b1", state=RUNNER_STATE_READY, frame_us=250_000)
+    world.hear(slow)
+    assert world.fleet.changed.version == version
+    assert world.chosen() == {("b", 0)}
+
+
+@pytest.mark.looptime
+async def test_what_is_free_of_a_pipeline_is_what_those_who_are_heard_say(world: World) -> None:
+    two(world)
+    world.advertise(advert("silent", micro_per_second=1))
+    (line,) = world.fleet.capacity()
+    assert (line.offer.name, line.slots, line.free) == ("depth", 2, 2)
+    world.slot("a.0", HELD)
+    (line,) = world.fleet.capacity()
+    assert (line.slots, line.free) == (2, 1)
+    await asyncio.sleep(4)
+    assert world.fleet.capacity() == []
+
+
+@pytest.mark.looptime
+async def test_slots_that_come_free_are_counted_and_those_taken_in_vain_are_not(world: World) -> None:
+    two(world)
+    world.fleet.claim(Place(A, 0))
+    world.fleet.unclaim(Place(A, 0))
+    assert world.fleet.freed_per_s("depth") == 0
+    for _ in range(10):
+        world.slot("a.0", HELD)
+        await asyncio.sleep(30)
+        world.slot("a.0", FREE)
+    assert world.fleet.freed_per_s("depth") == pytest.approx(1 / 30, rel=0.3)
+    assert world.fleet.freed_per_s("canny") == 0
