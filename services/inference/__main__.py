@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from protos.inference.v1.runner_pb2_grpc import add_RunnerServicer_to_server
 from services.common import lifecycle
@@ -14,6 +16,7 @@ from services.common.settings import host_port, read
 from services.common.telemetry import instance_name, telemetry
 from services.inference.container.host import ContainerHost, container_host
 from services.inference.engine_host import EngineHost
+from services.inference.leaving import let_sessions_go
 from services.inference.presence import Presence
 from services.inference.server import RunnerServicer
 from services.inference.serving import serve_aiohttp
@@ -24,9 +27,18 @@ from services.inference.worker_api.app import worker_app
 from services.inference.worker_api.worker import Worker
 
 
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """One that serves: where, and what it has."""
+
+    name: str
+    port: int
+    slots: Slots
+
+
 @asynccontextmanager
-async def serve(bus: Bus, settings: InferenceSettings) -> AsyncIterator[int]:
-    """A runner on an open connection, until the block ends; yields the bound port."""
+async def serve(bus: Bus, settings: InferenceSettings) -> AsyncIterator[Runner]:
+    """A runner on an open connection, until the block ends."""
     async with _host(settings) as host:
         slots = Slots(settings, host)
         name = settings.runner_name(instance_name(settings))
@@ -44,8 +56,8 @@ async def serve(bus: Bus, settings: InferenceSettings) -> AsyncIterator[int]:
             if not settings.address:
                 presence.address = f"{host_port(settings.listen)[0]}:{port}"
             async with background(heartbeats=presence.beat(bus), advert=presence.advertise(bus)):
-                yield port
-            slots.draining = True
+                yield Runner(name, port, slots)
+            slots.leave()
             await presence.leave(bus)
 
 
@@ -82,14 +94,20 @@ async def _gateways(
 
 
 async def run(settings: InferenceSettings) -> None:
-    """Serve until terminated."""
+    """Serve until terminated: by SIGTERM, once its sessions have gone to others; by SIGINT, at once."""
     async with (
         telemetry("inference", settings) as health,
         connect(settings.nats_url, "inference") as bus,
-        serve(bus, settings),
+        serve(bus, settings) as runner,
     ):
         health.ready()
-        await until_terminated()
+        if await until_terminated() is signal.SIGTERM:
+            await let_sessions_go(
+                runner.slots,
+                runner.name,
+                session_manager=settings.session_manager_address,
+                within_s=settings.drain_s,
+            )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import structlog
 from aiohttp import ClientSession
 
 from services.common.trickle.publisher import Publisher
+from services.inference.address import Address
 from services.inference.upstream import keep_publishing
 
 log = structlog.get_logger()
@@ -24,8 +25,8 @@ CAPACITY: Final = 1000  # a bridge that takes none of so many is not there
 class Announcer:
     """`run` publishes what `tell` and `status` leave."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, address: Address) -> None:
+        self._address = address
         self._waiting: deque[dict[str, object]] = deque()
         self._status: dict[str, object] | None = None
         self._filled = asyncio.Event()
@@ -54,7 +55,11 @@ class Announcer:
 
     async def run(self, session: ClientSession) -> None:
         """A loop for `background`; a bridge that cannot be reached is tried again, a closed one is not."""
-        await keep_publishing(session, self._url, "application/json", self._publish, self._emptied.set)
+        await self._address.at_each(lambda url: self._announce(session, url))
+
+    async def _announce(self, session: ClientSession, url: str) -> None:
+        self._wake()  # what could not be told at the bridge before
+        await keep_publishing(session, url, "application/json", self._publish, self._emptied.set)
 
     async def _publish(self, publisher: Publisher) -> None:
         if self._waiting:

@@ -26,7 +26,11 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the runner knows of a session."""
+    """What the runner knows of a session.
+
+    `interrupted`: its engine died, as `reason` says, and another one starts. `suspected`: perhaps of its
+    pipeline.
+    """
 
     state: State = State.STARTING
     reason: str = ""
@@ -36,12 +40,17 @@ class Report:
     encoded: int = 0
     dropped: int = 0
     infer_ms: float = 0.0
+    interrupted: bool = False
+    suspected: bool = False
+    in_pts: int = 0
+    out_pts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """URLs at the bridge: `in_` and `control` are read, the others written.
+    """URLs at the bridge: `in_`, `control` and `restore` are read, the others written.
 
+    `state`, `restore`: what the pipeline remembers, and what that of the runner before did; empty: neither.
     `start`: the index at which `in_` is read; other trickle servers know only 0 and above, -1 and -2.
     """
 
@@ -50,6 +59,8 @@ class Channels:
     control: str
     events: str
     data: str
+    state: str = ""
+    restore: str = ""
     start: int = RANDOM_ACCESS
 
 
@@ -66,3 +77,4 @@ class Assignment:
     fold: Fold
     live: bool
     headers: Mapping[str, str]  # of the trace that it belongs to
+    after_pts: int = 0  # of a session that goes on from another runner; 0: it begins

@@ -17,8 +17,9 @@ from prometheus_client import Counter
 
 from services.common.errors import InvalidError, SluiceError
 from services.common.trickle.subscriber import ReceivedSegment, Subscriber
+from services.inference.address import Address
 from services.inference.settings import InferenceSettings
-from services.inference.steering import BITRATE, Steering
+from services.inference.steering import BITRATE, KEYFRAME, Steering
 
 log = structlog.get_logger()
 
@@ -28,20 +29,22 @@ CLAMPED: Final = Counter(
 )
 LONGEST_BYTES: Final = 64 * 1024
 RETRY_S: Final = 0.5
-KEYFRAME: Final = "keyframe"
 
 
 class Control:
-    """Reads the channel at `url` and tells the engine."""
+    """Reads the channel at `address` and tells the engine."""
 
-    def __init__(self, url: str, settings: InferenceSettings) -> None:
-        self._url = url
+    def __init__(self, address: Address, settings: InferenceSettings) -> None:
+        self._address = address
         self._lowest = settings.min_video_kbps * 1000
         self._highest = settings.max_video_kbps * 1000
 
     async def run(self, http: ClientSession, steering: Steering) -> None:
         """Do what is asked for, also before we came: a loop for `background`."""
-        async with Subscriber(http, self._url, start=0) as subscriber:
+        await self._address.at_each(lambda url: self._listen(http, url, steering))
+
+    async def _listen(self, http: ClientSession, url: str, steering: Steering) -> None:
+        async with Subscriber(http, url, start=0) as subscriber:
             while True:
                 try:
                     async for segment in subscriber:
@@ -54,29 +57,31 @@ class Control:
 
     async def _obey(self, text: bytes, steering: Steering) -> None:
         try:
-            kind, bit_rate = parse(text)
+            kind, number = parse(text)
         except InvalidError:
             IGNORED.inc()
             return
         if kind == KEYFRAME:
-            await steering.say(KEYFRAME)
+            await steering.say(KEYFRAME, at_pts=number)
             return
-        if bit_rate is not None and not self._lowest <= bit_rate <= self._highest:
+        if number is not None and not self._lowest <= number <= self._highest:
             CLAMPED.inc()
-            bit_rate = min(max(bit_rate, self._lowest), self._highest)
-        await steering.say(BITRATE, bits_per_second=bit_rate)
+            number = min(max(number, self._lowest), self._highest)
+        await steering.say(BITRATE, bits_per_second=number)
 
 
 def parse(text: bytes) -> tuple[str, int | None]:
-    """The kind of a message, and of a bit rate how much; None there is the runner's own choice.
+    """The kind of a message and its number, of which None is the runner's own choice.
 
-    Raises InvalidError.
+    That is a bit rate's bits per second, and from what time on a key frame is wanted. Raises InvalidError.
     """
     try:
         message = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidError("control is JSON") from error
     match message:
+        case {"type": "keyframe", "at_pts": int(at_pts)} if _is_number(at_pts):
+            return KEYFRAME, at_pts
         case {"type": "keyframe"}:
             return KEYFRAME, None
         case {"type": "bitrate", "bits_per_second": None}:

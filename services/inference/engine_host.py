@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.common.latest import Latest
+from services.inference.address import Berth
 from services.inference.assignment import Assignment
 from services.inference.bypass import Bypass
 from services.inference.hosting import Offer
@@ -27,8 +28,9 @@ class EngineHost:
         return self.supervisor.ready
 
     def session(self, of: Assignment) -> Session:
-        return Session(of, self.supervisor, self._settings, Voices.at_bridge(of, self._settings))
+        berth = Berth(of.channels)
+        return Session(of, self.supervisor, self._settings, Voices.at_bridge(berth, self._settings), berth)
 
     def session_for(self, of: Assignment, voices: Voices, bypass: Bypass) -> Session:
         """One for somebody who has another way to speak to it, and wants the sound in its output."""
-        return Session(of, self.supervisor, self._settings, voices, bypass)
+        return Session(of, self.supervisor, self._settings, voices, Berth(of.channels), bypass)

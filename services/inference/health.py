@@ -153,7 +153,8 @@ class Health:
         if self._input.newest_s is None:
             return Standing(Condition.IDLE, "no_input")
         input_slow, output_slow = self._input.slow(now_s), self._output.slow(now_s)
-        silent_s = 0.0 if backlog else now_s - self._input.newest_s
+        read_s = max(self._input.newest_s, self._loaded_s)  # while an engine starts nobody reads
+        silent_s = 0.0 if backlog else now_s - read_s
         if silent_s > IDLE_AFTER_S:
             return Standing(Condition.IDLE, "no_input")
         if self._problem is not None and now_s - self._problem[0] < PROBLEM_S:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from services.common.latest import Latest
-from services.inference.assignment import Assignment, Report, State
+from services.inference.assignment import Assignment, Channels, Report, State
 from services.inference.params import Fold, Patch
 
 
@@ -36,6 +36,13 @@ class HostedSession(Protocol):
 
     async def update(self, patch: Patch, fold: Fold) -> None:
         """Take a revision in; `fold` is the session's with it. Raises NotFoundError when it just ended."""
+
+    @property
+    def newest(self) -> Report:
+        """The report with what changes too often to be set in it."""
+
+    def rebind(self, channels: Channels, session_epoch: int) -> None:
+        """Go on at another bridge. Raises ConflictError REBIND_UNSUPPORTED."""
 
     def reports(self, every_s: float) -> AsyncIterator[Report]:
         """The report now, whenever it changes, and at least every `every_s`; ends with a terminal one."""

@@ -1,7 +1,7 @@
 """Reads the bridge's `in` for the engine: MPEG-TS into packets, their times unwrapped.
 
-The rule it keeps: a live reader drops what nobody can use any more, a complete one waits; and when there is a
-new engine, it reads again from where that one can begin.
+The rule it keeps: a live reader drops what nobody can use any more, a complete one waits. When there is a new
+engine it reads again from where that one can begin, and when there is a new bridge, it goes on there.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
+from dataclasses import replace
 from typing import Final
 
 import structlog
 from aiohttp import ClientSession
 
-from services.common.errors import SluiceError
+from services.common.errors import InvalidError, SluiceError, UnavailableError
 from services.common.frame_drops import FRAME_DROPS
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer, unwrap
+from services.common.trickle.connection import DEFAULT_PATIENCE, find_head
+from services.common.trickle.protocol import ChannelClosedError
 from services.common.trickle.subscriber import ReceivedSegment, Subscriber
+from services.inference.address import Berth
 from services.inference.assignment import Assignment
 from services.inference.bypass import Bypass
+from services.inference.catching_up import CatchingUp
 from services.inference.intake import Intake
 from services.inference.line import SessionFailedError
 from services.inference.outage import Outage
@@ -39,13 +44,24 @@ class Inlet:
     """One session's. `packets` is what its engine is fed with; another one with each `begin_again`."""
 
     def __init__(
-        self, of: Assignment, bypass: Bypass | None, vitals: Vitals, *, bridge_lost_after_s: float
+        self,
+        of: Assignment,
+        berth: Berth,
+        bypass: Bypass | None,
+        vitals: Vitals,
+        *,
+        bridge_lost_after_s: float,
     ) -> None:
-        """`bypass`: for sound that the pipeline does not process."""
+        """`bypass`: for sound that the pipeline does not process; who gives one has no other bridge."""
         self.packets = Intake()
+        self.newest_pts = 0  # of the pictures that were read; 0: none
+        self.catching_up: CatchingUp | None = None
         self.processes_sound = False  # what the bridge keeps from us otherwise
         self.received_s: OrderedDict[int, float] = OrderedDict()  # by PTS, of pictures not yet encoded
         self._of = of
+        self._berth = berth
+        self._read_from = ""  # the URL, once something was
+        self._known_pts = 0  # what another bridge says again up to here is only decoded
         self._bypass = bypass
         self._vitals = vitals
         self._bridge_lost_after_s = bridge_lost_after_s
@@ -54,7 +70,7 @@ class Inlet:
         self._starts: deque[tuple[int, int]] = deque(maxlen=STARTS)  # indices and times of random access
         self._segment = 0
         self._dts: int | None = None  # of the last picture, unwrapped
-        self._sound_after: int | None = None  # its viewers have what is up to there
+        self._sound_after = of.after_pts or None  # its viewers have what is up to there
         self._garbage_s = 0.0
         self._now = asyncio.get_running_loop().time
         self._read_at_s = self._now()
@@ -72,6 +88,7 @@ class Inlet:
         """Read again, for an engine that goes on after the picture and the sound at these times."""
         self.packets = Intake()
         self._demuxer = Demuxer()
+        self._known_pts = 0
         self._sound_after = sound_after if self.processes_sound else self._sound_after
         if not self._of.live:
             back = [
@@ -79,6 +96,20 @@ class Inlet:
             ]
             before = [index for index, pts in self._starts if back and pts <= min(back)]
             self._start = max(before, default=0)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether viewers have seen something already, of this runner or of one before."""
+        return self.newest_pts > 0 or self._of.after_pts > 0
+
+    async def to_feed(self, packet: Media | Sound) -> Media | Sound:
+        """The packet for the engine; of a stream that goes on, what is old is only to be decoded."""
+        if self.catching_up is None or not isinstance(packet, Media):
+            return packet
+        if await self.catching_up.only_to_decode(packet.pts):
+            return replace(packet, only_decode=True)
+        self.catching_up = None
+        return packet
 
     def finish(self) -> None:
         """Take no more of the input, as if it had ended here."""
@@ -89,14 +120,38 @@ class Inlet:
 
     async def run(self, http: ClientSession) -> None:
         """Take the input in until its channel is closed. Raises SessionFailedError."""
+        packets = self.packets
+        if self._of.live and self._goes_on:
+            self.catching_up = CatchingUp(lambda: packets.full)
         if not self._finished:
             async with asyncio.TaskGroup() as group:
                 self._reading = group.create_task(self._read(http))
         self.packets.finish()
 
     async def _read(self, http: ClientSession) -> None:
+        await self._berth.in_.at_each(lambda url: self._read_at(http, url))
+
+    async def _read_at(self, http: ClientSession, url: str) -> None:
+        if self._read_from not in {"", url}:
+            self._arrive()
+        self._read_from = url
+        await self._read_channel(http, url)
+        if self._bypass is None and not await ended_in_order(http, self._berth.control.url):
+            await asyncio.sleep(self._bridge_lost_after_s)
+            raise SessionFailedError(BRIDGE_LOST, "the bridge has closed the session")
+
+    def _arrive(self) -> None:
+        """Go on at another bridge, above what the one before had."""
+        self._demuxer = Demuxer()
+        self._start = self._of.channels.start if self._of.live else 0
+        self._starts.clear()
+        self._known_pts = self.newest_pts
+        if self._of.live:
+            self.packets.skip_to_keyframe()
+
+    async def _read_channel(self, http: ClientSession, url: str) -> None:
         outage = Outage(self._bridge_lost_after_s, self._now)
-        async with Subscriber(http, self._of.channels.in_, start=self._start) as subscriber:
+        async with Subscriber(http, url, start=self._start) as subscriber:
             while True:
                 try:
                     async for segment in subscriber:
@@ -129,10 +184,13 @@ class Inlet:
             packet = self._packet(unit)
             if packet is None:
                 continue
+            if not self._of.live or self.catching_up is not None:
+                await self.packets.room()
+            if isinstance(packet, Media) and self.catching_up is not None:
+                self.catching_up.arrived(packet.pts)
             if self._of.live:
                 self.packets.put_newest(packet)
             else:
-                await self.packets.room()
                 self.packets.put(packet)
 
     def _packet(self, unit: AccessUnit) -> Media | Sound | None:
@@ -147,7 +205,8 @@ class Inlet:
             self.received_s.popitem(last=False)
         if unit.keyframe and (not self._starts or self._starts[-1][0] < self._segment):
             self._starts.append((self._segment, pts))
-        return Media(self._of.slot, pts, dts, unit.keyframe, unit.data)
+        self.newest_pts = max(pts, self.newest_pts)
+        return Media(self._of.slot, pts, dts, unit.keyframe, unit.data, only_decode=pts <= self._known_pts)
 
     def _heard(self, unit: AccessUnit) -> Sound | None:
         if self._dts is None or unit.codec not in SOUND_CODECS:
@@ -161,3 +220,14 @@ class Inlet:
             self._sound_after = sound.pts
             self._bypass.put(sound)
         return None
+
+
+async def ended_in_order(http: ClientSession, control_url: str) -> bool:
+    """Whether an input's end is no more than that: a bridge that a session has left closes all channels."""
+    try:
+        await find_head(http, control_url, DEFAULT_PATIENCE)
+    except (ChannelClosedError, UnavailableError):
+        return False
+    except InvalidError:
+        return True  # it is there
+    return True

@@ -59,6 +59,12 @@ class Intake:
             self._skipping = False
         self.put(packet)
 
+    def drop_all(self) -> None:
+        """Lose what waits; the next picture is a key frame."""
+        while self._packets:
+            self._drop()
+        self._skipping = True
+
     def skip_to_keyframe(self) -> None:
         """Something is missing before the next packet: pictures that refer to it are of no use."""
         self._skipping = True

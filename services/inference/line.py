@@ -118,6 +118,10 @@ class Line:
         self.closed.set()
         self._window.release()  # who waits in `feed` is told
 
+    def forgive(self) -> None:
+        """We stood still, so what seems to be late may be here."""
+        self._flowing_since_s = self._now()
+
     def hangs(self, after_s: float) -> bool:
         """Whether pictures flowed for so long into a session that had output before, and none came."""
         if self._output_at_s is None:

@@ -1,4 +1,7 @@
-"""Writes what the engine gives to the bridge: MPEG-TS, cut into trickle segments where readers can start."""
+"""Writes what the engine gives to the bridge: MPEG-TS, cut into trickle segments where readers can start.
+
+The rule it keeps: what goes to a bridge begins with a key frame, and a bridge that is away is waited for.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ def cuts(begun_pts: int, packet: Media) -> bool:
 class Outlet:
     """Publishes `packets` until they end. A segment that breaks is given up; a key frame begins the next.
 
-    `sound` says which sound there is to be announced; it is asked for each segment.
+    `sound` says which sound there is to be announced; it is asked for each segment. `anew`: the engine works
+    already. A channel that was closed is waited with for `closed_for_s`.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class Outlet:
         sound: Callable[[], Codec | None],
         ask_keyframe: Callable[[], Awaitable[None]],
         lost_after_s: float,
+        closed_for_s: float,
+        anew: bool,
     ) -> None:
         self._publisher = publisher
         self._packets = packets
@@ -52,15 +58,18 @@ class Outlet:
         self._ask_keyframe = ask_keyframe
         self._muxer = Muxer()
         self._waiting: deque[Sound] = deque(maxlen=SOUNDS)  # for a segment; its picture may come after it
+        self._closed_for_s = closed_for_s
+        self._anew = anew
         self._outage = Outage(lost_after_s, asyncio.get_running_loop().time)
 
     async def run(self) -> None:
         """Raises SessionFailedError when the bridge is lost."""
-        picture = await self._next_picture()
+        picture = await (self._next_keyframe() if self._anew else self._next_picture())
         while picture is not None:
             try:
                 picture = await self._segment(picture)
             except ChannelClosedError as error:
+                await asyncio.sleep(self._closed_for_s)
                 raise SessionFailedError(BRIDGE_LOST, "the output channel is closed") from error
             except SluiceError as error:
                 self._outage.failed()

@@ -28,7 +28,7 @@ MESSAGE: Final = 2
 SOUND: Final = 3
 SNAPSHOT: Final = 4
 LENGTH: Final = struct.Struct(">I")
-MEDIA_HEADER: Final = struct.Struct(">Hqq?")
+MEDIA_HEADER: Final = struct.Struct(">Hqq??")
 SOUND_HEADER: Final = struct.Struct(">HBq")
 SNAPSHOT_HEADER: Final = struct.Struct(">H")
 SOUND_CODECS: Final = (Codec.AAC, Codec.OPUS)  # a codec's number on the pipe is its place
@@ -38,13 +38,14 @@ READ_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One H.264 access unit (Annex B), times in 90 kHz ticks."""
+    """One H.264 access unit (Annex B), times in 90 kHz ticks. `only_decode`: nobody wants its picture."""
 
     slot: int
     pts: int
     dts: int
     keyframe: bool
     data: bytes
+    only_decode: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,8 @@ Packet: TypeAlias = Media | Sound | Snapshot | Message
 
 def encode(packet: Packet) -> bytes:
     if isinstance(packet, Media):
-        return _framed(
-            MEDIA, MEDIA_HEADER.pack(packet.slot, packet.pts, packet.dts, packet.keyframe), packet.data
-        )
+        header = MEDIA_HEADER.pack(packet.slot, packet.pts, packet.dts, packet.keyframe, packet.only_decode)
+        return _framed(MEDIA, header, packet.data)
     if isinstance(packet, Sound):
         codec = SOUND_CODECS.index(packet.codec)
         return _framed(SOUND, SOUND_HEADER.pack(packet.slot, codec, packet.pts), packet.data)
@@ -124,8 +124,8 @@ def _decode(frame: bytes) -> Packet:
     if kind == MEDIA:
         if len(body) < MEDIA_HEADER.size:
             raise InvalidError("a media packet without its header")
-        slot, pts, dts, keyframe = MEDIA_HEADER.unpack_from(body)
-        return Media(slot, pts, dts, keyframe, body[MEDIA_HEADER.size :])
+        slot, pts, dts, keyframe, only_decode = MEDIA_HEADER.unpack_from(body)
+        return Media(slot, pts, dts, keyframe, body[MEDIA_HEADER.size :], only_decode)
     if kind == SOUND:
         if len(body) < SOUND_HEADER.size or body[2] >= len(SOUND_CODECS):
             raise InvalidError("a packet of sound without its header")

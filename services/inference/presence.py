@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Final
@@ -23,6 +23,8 @@ from services.inference.slots import Slots
 log = structlog.get_logger()
 
 HEARTBEAT_S: Final = 1.0
+BEATS_APART_S: Final = 0.1  # however much changes
+DIGITS: Final = 2  # of what a frame takes: beats of a runner that goes on as before are equal
 RETRY_S: Final = 0.5
 LEAVE_WITHIN_S: Final = 1.0
 
@@ -46,6 +48,7 @@ class Presence:
         self._slots = slots
         self._name = name
         self._boot_id = uuid.uuid4().hex
+        self._took_us = 0
         self._known: tuple[
             Offer, ...
         ] = ()  # the last that an engine told: an engine that restarts still has them
@@ -73,6 +76,7 @@ class Presence:
             region=settings.region,
             gpu_class=settings.gpu_class,
             labels={**self._found(), **settings.labels},
+            micro_per_second=settings.micro_per_second,
             version=version("sluice"),
         )
 
@@ -83,22 +87,40 @@ class Presence:
             state = events_pb2.RUNNER_STATE_READY
         else:
             state = events_pb2.RUNNER_STATE_STARTING
-        claims = [
+        return events_pb2.Heartbeat(
+            runner=self._name,
+            boot_id=self._boot_id,
+            state=state,
+            claims=self.claims(),
+            frame_us=self._frame_us(),
+        )
+
+    def claims(self) -> list[events_pb2.SlotClaim]:
+        """The slots that are taken, by whom."""
+        return [
             events_pb2.SlotClaim(
                 slot=of.slot, session=of.session, session_epoch=of.session_epoch, slot_epoch=of.slot_epoch
             )
             for of in (session.assignment for session in self._slots.living)
         ]
-        return events_pb2.Heartbeat(runner=self._name, boot_id=self._boot_id, state=state, claims=claims)
+
+    def _frame_us(self) -> int:
+        """The mean over the sessions that live; without one what it was."""
+        taken_ms = [session.report.value.infer_ms for session in self._slots.living]
+        measured_ms = [one for one in taken_ms if one > 0]
+        if measured_ms:
+            self._took_us = rounded(1000 * sum(measured_ms) / len(measured_ms))
+        return self._took_us
 
     async def beat(self, bus: Bus) -> None:
         """A loop for `background`."""
         while True:
-            version = self._slots.changed.version
+            slots, offers = self._slots.changed.version, self._host.offers.version
             await bus.publish(heartbeat(self._name), self.heartbeat().SerializeToString())
-            with suppress(TimeoutError):  # sooner when a slot was taken or given back: routers wait for that
-                async with asyncio.timeout(HEARTBEAT_S):
-                    await self._slots.changed.newer_than(version)
+            await asyncio.sleep(BEATS_APART_S)
+            with suppress(TimeoutError):  # sooner when something changed: routers wait for that
+                async with asyncio.timeout(HEARTBEAT_S - BEATS_APART_S):
+                    await first(self._slots.changed.newer_than(slots), self._host.offers.newer_than(offers))
 
     async def advertise(self, bus: Bus) -> None:
         """Write the advert when there are offers, and again when there is news: a loop for `background`."""
@@ -118,14 +140,7 @@ class Presence:
 
     async def _news(self, bus: Bus, generation: int) -> None:
         """Wait until NATS came back, or something else is offered: a pipeline may load no more."""
-        async with asyncio.TaskGroup() as group:
-            waits = [
-                group.create_task(bus.generation.newer_than(generation)),
-                group.create_task(self._other_offers()),
-            ]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+        await first(bus.generation.newer_than(generation), self._other_offers())
 
     async def _other_offers(self) -> None:
         offers = self._host.offers
@@ -141,3 +156,18 @@ class Presence:
                 await bus.publish(heartbeat(self._name), self.heartbeat().SerializeToString())
         except (SluiceError, TimeoutError) as error:
             log.warning("the advert stays", error=repr(error))
+
+
+async def first(*waits: Coroutine[object, object, object]) -> None:
+    """Wait for one of them."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(wait) for wait in waits]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+
+def rounded(value: float) -> int:
+    """`value` to `DIGITS` significant digits; what is above 0 stays so."""
+    unit: int = 10 ** max(len(str(int(value))) - DIGITS, 0)
+    return max(round(value / unit) * unit, int(value > 0))

@@ -17,6 +17,7 @@ from prometheus_client import Counter
 
 from services.common.errors import SluiceError
 from services.common.trickle.publisher import Publisher
+from services.inference.address import Address
 from services.inference.upstream import keep_publishing
 
 log = structlog.get_logger()
@@ -32,8 +33,8 @@ BATCH_S: Final = 0.05  # a segment is a request, and the bridge's ring is 64 of 
 class RemarkWriter:
     """`run` writes what `put` leaves, at most each `every_s`."""
 
-    def __init__(self, url: str, every_s: float = BATCH_S) -> None:
-        self._url = url
+    def __init__(self, address: Address, every_s: float = BATCH_S) -> None:
+        self._address = address
         self._every_s = every_s
         self._waiting: deque[bytes] = deque()
         self._refused: dict[str, int] = {}  # what the counter has seen
@@ -72,8 +73,11 @@ class RemarkWriter:
 
     async def run(self, session: ClientSession) -> None:
         """A loop for `background`; a bridge that cannot be reached is tried again, a closed one is not."""
+        await self._address.at_each(lambda url: self._write(session, url))
+
+    async def _write(self, session: ClientSession, url: str) -> None:
         await self._filled.wait()
-        await keep_publishing(session, self._url, "application/jsonl", self._publish, self._emptied.set)
+        await keep_publishing(session, url, "application/jsonl", self._publish, self._emptied.set)
 
     async def _publish(self, publisher: Publisher) -> None:
         if not self._waiting:
@@ -86,7 +90,7 @@ class RemarkWriter:
         try:
             async with publisher.segment() as segment:
                 await segment.write(self.body(lines))
-        except SluiceError:
+        except (SluiceError, asyncio.CancelledError):
             DROPPED.labels("unsent").inc(len(lines))
             raise
         await asyncio.sleep(self._every_s)

@@ -54,6 +54,11 @@ class ReportedSession(ABC):
     def _over(self) -> None:
         """Nothing of the session runs any more, if anything did."""
 
+    @property
+    def newest(self) -> Report:
+        """The report with what changes too often to be set in it."""
+        return self.report.value
+
     async def run(self) -> None:
         """Live until the input has ended, something failed, or the task is cancelled."""
         state, reason, message = State.FAILED, "internal_error", ""
@@ -71,7 +76,7 @@ class ReportedSession(ABC):
     async def reports(self, every_s: float) -> AsyncIterator[Report]:
         """The report now, whenever it changes, and at least every `every_s`; ends with a terminal one."""
         while True:
-            version, newest = self.report.version, self.report.value
+            version, newest = self.report.version, self.newest
             yield newest
             if newest.state.terminal:
                 return
@@ -86,7 +91,8 @@ class ReportedSession(ABC):
 
     def _end(self, state: State, reason: str, message: str) -> None:
         self._over()
-        self.report.set(replace(self.report.value, state=state, reason=reason, message=message))
+        last = replace(self.newest, state=state, reason=reason, message=message, interrupted=False)
+        self.report.set(last)
         log.info("session ended", state=state.name, reason=reason, message=message)
 
     async def _live(self) -> tuple[State, str, str]:

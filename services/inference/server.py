@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from protos.inference.v1 import runner_pb2, runner_pb2_grpc
+from protos.ingest.v1 import bridge_pb2
 from services.common.errors import InvalidError
 from services.common.json_objects import json_object
 from services.common.telemetry import carrier
@@ -53,10 +54,17 @@ class RunnerServicer(runner_pb2_grpc.RunnerServicer):
             yield slot_report(report)
 
     async def Rebind(self, request: runner_pb2.RebindRequest, context: Context) -> runner_pb2.RebindResponse:
-        await _unimplemented(context)
+        report = self._slots.rebind(
+            request.session,
+            request.slot_epoch,
+            channels=channels(request.channels),
+            session_epoch=request.session_epoch,
+        )
+        return runner_pb2.RebindResponse(in_pts=report.in_pts, out_pts=report.out_pts)
 
     async def Drain(self, request: runner_pb2.DrainRequest, context: Context) -> runner_pb2.DrainResponse:
-        await _unimplemented(context)
+        self._slots.drain(cancel=request.cancel)
+        return runner_pb2.DrainResponse(claims=self._presence.claims())
 
     async def RunJob(
         self, request: runner_pb2.RunJobRequest, context: Context
@@ -75,20 +83,14 @@ def assignment(request: runner_pb2.AttachRequest) -> Assignment:
     for field in ("session", "pipeline"):
         if not getattr(request, field):
             raise InvalidError(f"{field} is empty", field=field)
-    for field in ("in", "out", "control", "events", "data"):
-        if not getattr(request.channels, field).startswith(("http://", "https://")):
-            raise InvalidError(f"channels.{field} is no HTTP URL", field=f"channels.{field}")
     if request.delivery not in {runner_pb2.DELIVERY_LIVE, runner_pb2.DELIVERY_COMPLETE}:
         raise InvalidError("no such delivery", field="delivery")
-    channels = request.channels
     return Assignment(
         session=request.session,
         session_epoch=request.session_epoch,
         slot=request.slot,
         slot_epoch=request.slot_epoch,
-        channels=Channels(
-            getattr(channels, "in"), channels.out, channels.control, channels.events, channels.data
-        ),
+        channels=channels(request.channels),
         pipeline=request.pipeline,
         fold=Fold.starting(
             request.revision,
@@ -97,6 +99,24 @@ def assignment(request: runner_pb2.AttachRequest) -> Assignment:
         ),
         live=request.delivery == runner_pb2.DELIVERY_LIVE,
         headers=carrier(),
+        after_pts=request.after_pts,
+    )
+
+
+def channels(message: bridge_pb2.Channels) -> Channels:
+    """Raises InvalidError that names the field."""
+    for field in ("in", "out", "control", "events", "data", "state", "restore"):
+        url = getattr(message, field)
+        if not url.startswith(("http://", "https://")) and (url or field not in {"state", "restore"}):
+            raise InvalidError(f"channels.{field} is no HTTP URL", field=f"channels.{field}")
+    return Channels(
+        in_=getattr(message, "in"),
+        out=message.out,
+        control=message.control,
+        events=message.events,
+        data=message.data,
+        state=message.state,
+        restore=message.restore,
     )
 
 
@@ -113,4 +133,8 @@ def slot_report(report: Report) -> runner_pb2.SlotReport:
         frames_inferred=report.inferred,
         frames_dropped=report.dropped,
         infer_ms=report.infer_ms,
+        interrupted=report.interrupted,
+        suspected=report.suspected,
+        in_pts=report.in_pts,
+        out_pts=report.out_pts,
     )

@@ -15,12 +15,16 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import ClientSession
+from prometheus_client import Counter, Histogram
 
+from services.common.errors import ConflictError
 from services.common.lifecycle import background
 from services.common.machine_clock import clock_name
 from services.common.trickle.publisher import Publisher
+from services.inference.address import Berth
 from services.inference.announcer import Announcer
-from services.inference.assignment import Assignment, State
+from services.inference.assignment import Assignment, Channels, Report, State
+from services.inference.blackbox import Stage
 from services.inference.bypass import Bypass
 from services.inference.control import Control
 from services.inference.deaths import Deaths
@@ -33,6 +37,7 @@ from services.inference.params import Fold, Patch
 from services.inference.remarks import RemarkWriter
 from services.inference.reporting import ReportedSession, first_of
 from services.inference.settings import InferenceSettings
+from services.inference.state import NOTHING, StateWriter, read_back
 from services.inference.steering import Steering
 from services.inference.supervisor import Supervisor
 from services.inference.tally import Tally
@@ -41,6 +46,13 @@ from services.inference.voices import Events, Remarks, Wishes
 
 log = structlog.get_logger()
 
+REBINDS: Final = Counter("sluice_runner_rebinds_total", "Sessions that went on at another bridge.")
+FIRST_PICTURE: Final = Histogram(
+    "sluice_attach_seconds",
+    "From an attach to the first picture that the pipeline returned.",
+    ["kind"],  # new, or moved: it came from another runner
+    buckets=(0.05, 0.1, 0.15, 0.25, 0.5, 1, 2, 5, 10, 30, 60),
+)
 RETURN_WITHIN_S: Final = 600.0  # for the next engine, as long as it says that it loads
 CLOCK: Final = clock_name()
 
@@ -54,11 +66,8 @@ class Voices:
     control: Wishes
 
     @classmethod
-    def at_bridge(cls, of: Assignment, settings: InferenceSettings) -> Voices:
-        channels = of.channels
-        return cls(
-            Announcer(channels.events), RemarkWriter(channels.data), Control(channels.control, settings)
-        )
+    def at_bridge(cls, berth: Berth, settings: InferenceSettings) -> Voices:
+        return cls(Announcer(berth.events), RemarkWriter(berth.data), Control(berth.control, settings))
 
 
 class Session(ReportedSession):
@@ -70,6 +79,7 @@ class Session(ReportedSession):
         supervisor: Supervisor,
         settings: InferenceSettings,
         voices: Voices,
+        berth: Berth,
         bypass: Bypass | None = None,
     ) -> None:
         """`bypass`: for sound that the pipeline does not process; None: it is no business of the runner's."""
@@ -83,15 +93,20 @@ class Session(ReportedSession):
         self._steering = Steering()
         self._vitals = Vitals(self._tell)
         self._bypass = bypass
+        self._berth = berth
         self._inlet = Inlet(
-            assignment, bypass, self._vitals, bridge_lost_after_s=settings.bridge_lost_after_s
+            assignment, berth, bypass, self._vitals, bridge_lost_after_s=settings.bridge_lost_after_s
         )
+        self._state = StateWriter(berth.state)
         self._tally = Tally(assignment.pipeline)
         self._deaths = Deaths()
         self._snapshot: bytes | None = None
         self._shown_pts: int | None = None  # of the newest picture that came back
+        self._written = False  # something was, perhaps to the bridge before
+        self._applied: Mapping[str, Any] | None = None  # what was told of the newest revision that shows
         self._heard_pts: int | None = None  # of the newest sound that did
         self._now = asyncio.get_running_loop().time
+        self._attached_s = self._now()
         self._finished = asyncio.Event()
         self._failed: asyncio.Future[SessionFailedError] = asyncio.get_running_loop().create_future()
 
@@ -119,13 +134,36 @@ class Session(ReportedSession):
                     "update", revision=patch.revision, patch=patch.patch, apply_at_pts=patch.apply_at_pts
                 )
 
+    @property
+    def newest(self) -> Report:
+        return replace(self.report.value, in_pts=self._inlet.newest_pts, out_pts=self._shown_pts or 0)
+
+    def rebind(self, channels: Channels, session_epoch: int) -> None:
+        """Go on at another bridge, with the engine's stream as it is. Raises ConflictError."""
+        if self._bypass is not None:
+            raise ConflictError("the session has no other bridge", reason="REBIND_UNSUPPORTED")
+        log.info("the session goes on at another bridge", epoch=session_epoch)
+        REBINDS.inc()
+        self.assignment = replace(self.assignment, channels=channels, session_epoch=session_epoch)
+        if self.assignment.live:
+            self._output.drop_all()  # the new bridge is told that its viewers had it
+        self._berth.move(channels)
+        self._vitals.tell_again()
+        if self._applied is not None:
+            self._tell(type="applied", **self._applied)
+
     async def _stream(self, http: ClientSession) -> None:
         """Raises SessionFailedError, in a group."""
+        if self.assignment.channels.restore:
+            self._snapshot = await read_back(http, self.assignment.channels.restore)
+        if self._snapshot is not None:
+            self._state.put(self._snapshot)  # until there is one of ours
         async with (
             background(
                 failed=_raises(self._failed),
                 control=self._control.run(http, self._steering),
                 vitals=self._vitals.watch(self._has_backlog),
+                state=self._state.run(http),
             ),
             asyncio.TaskGroup() as group,
         ):
@@ -184,6 +222,8 @@ class Session(ReportedSession):
         }
         if self._shown_pts is not None:
             opening |= {"resumed": True, "after_pts": self._shown_pts, "shown": self.fold.shown}
+        elif self.assignment.after_pts:
+            opening["after_pts"] = self.assignment.after_pts
         if self._deaths.in_a_row:
             opening["cautious"] = True
         if self._snapshot is not None:
@@ -207,10 +247,20 @@ class Session(ReportedSession):
         )
         if not sequel.again:
             raise SessionFailedError(death.reason, death.message)
+        self.report.set(
+            replace(
+                self.report.value,
+                interrupted=True,
+                suspected=death.guilty,
+                reason=death.reason,
+                message=death.message,
+            )
+        )
         log.warning("the session waits for another engine", reason=death.reason, guilty=death.guilty)
         self._vitals.loads(why="restart", stage="engine", percent=0)
-        if self._deaths.in_a_row > 1:
+        if self._deaths.in_a_row > 1 or (call is not None and call.stage is Stage.RESTORE):
             self._snapshot = None  # it may be what kills them
+            self._state.put(NOTHING)  # and those of other runners
         if sequel.poisoned is not None:
             self._refuse(sequel.poisoned, f"the engine died twice with it: {death.message}")
         self._tally.next_engine(self._inlet.packets)
@@ -245,6 +295,7 @@ class Session(ReportedSession):
             self._came_back(packet)
         elif isinstance(packet, Snapshot):
             self._snapshot = packet.data
+            self._state.put(packet.data)
         elif packet.type == "said":
             self._remarks.put(packet.fields["pts"], packet.fields["text"])
         elif packet.type == "stats":
@@ -269,10 +320,14 @@ class Session(ReportedSession):
                 return  # the engine before this one made it, from the same sound
             self._heard_pts = packet.pts
         else:
-            if self.report.value.state is State.STARTING:
-                self.report.set(replace(self.report.value, state=State.RUNNING))
+            if self._shown_pts is None:
+                kind = "moved" if self.assignment.after_pts else "new"
+                FIRST_PICTURE.labels(kind).observe(self._now() - self._attached_s)
+            report, self._shown_pts = self.report.value, packet.pts
+            if report.state is State.STARTING or report.interrupted:
+                fine = replace(report, interrupted=False, suspected=False, reason="", message="")
+                self.report.set(replace(fine, state=State.RUNNING))
             self._vitals.gave()
-            self._shown_pts = packet.pts
             if self._bypass is not None:
                 self._put_out(self._bypass.until(packet.pts))
         self._put_out([packet])
@@ -281,6 +336,7 @@ class Session(ReportedSession):
         """What clients are told of, too."""
         fields = message.fields
         if message.type == "applied":
+            self._applied = fields
             self.fold = self.fold.show([fields["revision"]], fields["pts"])
             self._vitals.changed()
         elif message.type == "refused":
@@ -329,7 +385,7 @@ class Session(ReportedSession):
         while (packet := await packets.get()) is not None:
             if not self.assignment.live:
                 await self._output.room()
-            await line.feed(packet)
+            await line.feed(await self._inlet.to_feed(packet))
         await line.say("end_of_input")
 
     async def _write(self, http: ClientSession) -> None:
@@ -337,13 +393,19 @@ class Session(ReportedSession):
             while await self._output.get() is not None:
                 pass
             return
-        async with Publisher(http, self.assignment.channels.out) as publisher:
+        await self._berth.out.at_each(lambda url: self._write_to(http, url))
+
+    async def _write_to(self, http: ClientSession, url: str) -> None:
+        anew, self._written = self._written, True
+        async with Publisher(http, url) as publisher:
             outlet = Outlet(
                 publisher,
                 self._output,
                 sound=lambda: self._inlet.sound,
                 ask_keyframe=lambda: self._steering.say("keyframe"),
                 lost_after_s=self._bridge_lost_after_s,
+                closed_for_s=self._bridge_lost_after_s if self._bypass is None else 0.0,
+                anew=anew,
             )
             await outlet.run()
 

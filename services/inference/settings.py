@@ -70,10 +70,29 @@ class InferenceSettings(ServiceSettings):
         description="An engine that uses more is killed, and its sessions begin again on another; a problem "
         "is told at 90 %. 0: as much as there is. In a container, below its limit.",
     )
+    micro_per_second: int = Field(
+        0,
+        ge=0,
+        description="What a second of a slot costs here, in millionths of the currency, for those who choose "
+        "by price. 0: nobody said.",
+    )
     bridge_lost_after_s: float = Field(
-        10.0,
+        40.0,
         gt=0,
-        description="A session whose bridge cannot be reached for so long fails; above a network's hiccup.",
+        description="A session whose bridge cannot be reached, or has closed its channels, keeps its slot "
+        "and its pipeline's state for so long, then fails; 10 s above ingest's `publisher_grace_s`, within "
+        "which it may go on at another bridge.",
+    )
+    session_manager_address: str = Field(
+        "",
+        description="gRPC of `Sessions`, host:port: asked at SIGTERM to move the sessions away. Empty: they "
+        "are only waited for.",
+    )
+    drain_s: float = Field(
+        30.0,
+        ge=0,
+        description="How long a runner that got SIGTERM goes on with the sessions that it has; in the chart, "
+        "with the pre-stop and twice the grace below terminationGracePeriodSeconds. SIGINT waits for nobody.",
     )
     detach_timeout_s: float = Field(
         3.0,
@@ -195,7 +214,7 @@ class InferenceSettings(ServiceSettings):
     @model_validator(mode="after")
     def _check_address(self) -> InferenceSettings:
         listens = (self.worker_listen, self.container_channels_listen, self.container_register_listen)
-        for listen in filter(None, (self.listen, self.address, *listens)):
+        for listen in filter(None, (self.listen, self.address, self.session_manager_address, *listens)):
             host_port(listen)
         return self
 

@@ -17,7 +17,7 @@ from services.common.latest import Latest
 from services.common.lifecycle import Bulkhead
 from services.common.param_schema import applies, validate
 from services.common.telemetry import report_bug
-from services.inference.assignment import Assignment, State
+from services.inference.assignment import Assignment, Channels, Report, State
 from services.inference.hosting import Host, HostedSession, Offer
 from services.inference.params import Patch
 from services.inference.settings import InferenceSettings
@@ -39,20 +39,39 @@ class Slots:
         self._offers: dict[int, Offer] = {}  # as they were at the attach: an engine may be away for a while
         self._epochs: dict[int, int] = {}  # the highest seen, by slot
         self._bulkhead = Bulkhead(self._broken)
+        self._leaving = False  # the process does
         self.draining = False
-        self.changed = Latest(None)  # which sessions live
+        self.changed = Latest(None)  # which sessions live, or whether there may be more
 
     async def __aenter__(self) -> Slots:
         await self._bulkhead.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self.draining = True
+        self.leave()
         await self._bulkhead.__aexit__(*exc_info)
 
     @property
     def living(self) -> list[HostedSession]:
         return [session for session in self._sessions.values() if not session.report.value.state.terminal]
+
+    def drain(self, *, cancel: bool = False) -> None:
+        """Take no session any more; `cancel`: take some again, if the process stays."""
+        draining = self._leaving or not cancel
+        if draining != self.draining:
+            log.info("the runner drains" if draining else "the runner takes sessions again")
+            self.draining = draining
+            self.changed.set(None)
+
+    def leave(self) -> None:
+        """Drain for good."""
+        self._leaving = True
+        self.drain()
+
+    async def emptied(self) -> None:
+        """Wait until no session is left."""
+        while self.living:
+            await self.changed.newer_than(self.changed.version)
 
     def free(self) -> tuple[int, int] | None:
         """A slot that nobody is in, with the epoch of its newest grant: for a session that nobody granted."""
@@ -105,6 +124,22 @@ class Slots:
             await session.update(patch, fold)
         return applies(patch.patch, schema)
 
+    def rebind(self, session_id: str, slot_epoch: int, *, channels: Channels, session_epoch: int) -> Report:
+        """Have the session go on at another bridge; returns how far it is. Again changes nothing.
+
+        Raises NotFoundError, ConflictError STALE_EPOCH or REBIND_UNSUPPORTED.
+        """
+        session = self.find(session_id, slot_epoch)
+        if session.report.value.state.terminal:
+            raise NotFoundError("the session has ended", reason="SESSION_ENDED", session=session_id)
+        was = session.assignment.session_epoch
+        if session_epoch < was:
+            raise ConflictError("the session went on elsewhere", reason="STALE_EPOCH", epoch=was)
+        if session_epoch > was:
+            session.rebind(channels, session_epoch)
+            self.changed.set(None)
+        return session.newest
+
     async def detach(self, session_id: str, slot_epoch: int, reason: str) -> None:
         """End a session; when this returns its slot is free. An unknown one is gone already."""
         try:
@@ -112,12 +147,13 @@ class Slots:
         except NotFoundError:
             return
         session.stopped = (State.DETACHED, reason)
-        self._bulkhead.cancel(_key(session.assignment))
         task = self._tasks[session.assignment.slot]
+        task.cancel()
         await asyncio.wait([task], timeout=self._settings.detach_timeout_s + UNWIND_S)
         if not task.done():
             raise DeadlineExceededError("the session does not end", session=session_id)
         session.ended()
+        self.changed.set(None)
 
     def find(self, session_id: str, slot_epoch: int) -> HostedSession:
         """Raises NotFoundError, and ConflictError STALE_EPOCH below the epoch of the attach."""

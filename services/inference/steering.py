@@ -1,7 +1,7 @@
 """What is asked of a session's engine while it runs, for the one that it has now and for the next.
 
-The rule it keeps: who asks need not know that there was another engine. A bit rate holds until another is
-asked for; a key frame is the first picture of each engine anyway.
+The rule it keeps: who asks need not know that there was another engine, or none yet. A bit rate holds until
+another is asked for, and so does the time of a key frame; one at once is the first picture of each anyway.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import suppress
 from services.inference.line import EngineDiedError, Line
 
 BITRATE = "bitrate"
+KEYFRAME = "keyframe"
 
 
 class Steering:
@@ -18,11 +19,11 @@ class Steering:
 
     def __init__(self) -> None:
         self._line: Line | None = None
-        self._bit_rate: dict[str, object] | None = None
+        self._held: dict[str, dict[str, object]] = {}  # the newest of each kind
 
     async def say(self, kind: str, **fields: object) -> None:
-        if kind == BITRATE:
-            self._bit_rate = fields
+        if kind == BITRATE or fields.get("at_pts") is not None:
+            self._held[kind] = fields
         if self._line is not None:
             with suppress(EngineDiedError):
                 await self._line.say(kind, **fields)
@@ -30,5 +31,5 @@ class Steering:
     async def follow(self, line: Line) -> None:
         """Raises EngineDiedError."""
         self._line = line
-        if self._bit_rate is not None:
-            await line.say(BITRATE, **self._bit_rate)
+        for kind, fields in self._held.items():
+            await line.say(kind, **fields)

@@ -53,6 +53,7 @@ BACKOFF_S: Final = (0.2, 5.0)
 HEALTHY_AFTER_S: Final = 60.0
 EXIT_WITHIN_S: Final = 1.0  # after the pipe was closed
 CHECK_S: Final = 0.5
+FROZEN_S: Final = 3.0  # between two checks; a busy machine delays them by less
 PING_S: Final = 1.0
 WARN_AT: Final = 0.9  # of the memory that it may use
 WARN_AGAIN_BELOW: Final = 0.8
@@ -75,6 +76,7 @@ class Supervisor:
         self._progress_s = 0.0  # `time.monotonic` of the last sign that something loads
         self._unanswered_s: float | None = None  # since when a ping is
         self._warned = False
+        self._thawed_s = 0.0  # since when this process runs without having stood still
         self._not_offered: dict[str, str] = {}
         self.offers: Latest[tuple[Offer, ...]] = Latest(())  # empty while no engine is ready
         self.codecs: Mapping[str, str] = {}  # that the last engine found: encoder, decoder, reason
@@ -232,9 +234,13 @@ class Supervisor:
 
     async def _watch(self) -> None:
         """Kill an engine that is stuck, or that needs more memory than it may use."""
+        looked_s = self._thawed_s = time.monotonic()
         while True:
             await asyncio.sleep(CHECK_S)
             now_s = time.monotonic()
+            if now_s - looked_s > FROZEN_S:  # so were we, and have not read what the engine said meanwhile
+                self._thaw(now_s)
+            looked_s = now_s
             stuck = {slot for slot, line in self._lines.items() if self._is_stuck(line, now_s)}
             if stuck or self._is_silent(now_s):
                 self._kill(HUNG, stuck or {slot for slot in self._lines if self._calls(slot)})
@@ -242,12 +248,20 @@ class Supervisor:
                 self._kill(START_FAILED, set())
             self._check_memory()
 
+    def _thaw(self, now_s: float) -> None:
+        """Count nothing as late that is so because this process stood still."""
+        log.warning("this process stood still")
+        self._thawed_s = now_s
+        self._unanswered_s = None
+        for line in self._lines.values():
+            line.forgive()
+
     def _is_stuck(self, line: Line, now_s: float) -> bool:
         """Whether a call of its pipeline does not return, or pictures go in and none comes out."""
         calls = self._calls(line.slot)
         for call in calls:
             began_s = max(call.since_s, line.progress_s) if call.stage.long else call.since_s
-            if now_s - began_s > self._patience_s([call]):
+            if now_s - max(began_s, self._thawed_s) > self._patience_s([call]):
                 return True
         return not any(call.stage.long for call in calls) and line.hangs(self._settings.hang_after_s)
 

@@ -29,7 +29,8 @@ class Vitals:
     def __init__(self, tell: Callable[..., None]) -> None:
         self._tell = tell
         self._health = Health()
-        self._told: Standing | None = None
+        self._told: Standing | None = None  # at `_told_ms`
+        self._told_ms = 0
         self._loading: dict[str, object] | None = None  # as it was told last, at `_loading_s`
         self._loading_s = 0.0
         self._now_s = asyncio.get_running_loop().time
@@ -81,12 +82,23 @@ class Vitals:
         self._told = standing
         _count(None if was is None else was.condition, standing.condition)
         log.info("session health", state=standing.condition.value, cause=standing.cause)
+        self._told_ms = round(1000 * time.time())
+        self._tell_standing(standing)
+
+    def _tell_standing(self, standing: Standing) -> None:
         self._tell(
             type="health",
             state=standing.condition.value,
             cause=standing.cause,
-            since_ms=round(1000 * time.time()),
+            since_ms=self._told_ms,
         )
+
+    def tell_again(self) -> None:
+        """To whoever listens now and did not hear it before."""
+        if self._loading is not None:
+            self._tell(type="loading", **self._loading)
+        if self._told is not None:
+            self._tell_standing(self._told)
 
     def ended(self) -> None:
         _count(None if self._told is None else self._told.condition, None)

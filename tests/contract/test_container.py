@@ -281,6 +281,21 @@ async def test_a_bridge_that_is_gone_ends_the_session(nats: NatsServer) -> None:
         assert container.stopped == 1
 
 
+async def test_a_bridge_that_the_session_leaves_is_lost_to_a_container(nats: NatsServer) -> None:
+    async with stand_in() as container, given(nats, container) as runner, runner.bridge() as bridge:
+        await attached(runner, bridge)
+        watching = asyncio.create_task(runner.watch())
+        await bridge.play(video(60), fps=60)
+        async with runner.bridge("next") as another:
+            with pytest.raises(ConflictError) as unsupported:
+                await runner.rebind(another)
+        assert unsupported.value.reason == "REBIND_UNSUPPORTED"
+        bridge.leave()
+        last = await watching
+        assert (last.state, last.reason) == (State.STATE_FAILED, "bridge_lost")
+        assert container.stopped == 1
+
+
 async def test_an_end_is_noticed_by_a_container_that_waits_for_control(nats: NatsServer) -> None:
     async with (
         stand_in(ends_on_control_only=True, cuts_its_last=True) as container,

@@ -15,7 +15,7 @@ from protos.events.v1 import events_pb2
 from protos.inference.v1 import runner_pb2
 from protos.ingest.v1 import bridge_pb2
 from services.common.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
-from services.common.grpc_client import call, stream
+from services.common.grpc_client import stream
 from services.common.lifecycle import background
 from services.common.media.mpegts import Codec
 from services.common.topology import RUNNERS, heartbeat
@@ -178,13 +178,6 @@ async def test_attaches_that_cannot_be_are_refused(runner: Runner) -> None:
 
 
 async def test_what_is_still_to_come_is_unimplemented(runner: Runner) -> None:
-    for method, request, answer in (
-        (runner.stub.Rebind, runner_pb2.RebindRequest(), runner_pb2.RebindResponse),
-        (runner.stub.Drain, runner_pb2.DrainRequest(), runner_pb2.DrainResponse),
-    ):
-        with pytest.raises(UnavailableError) as missing:
-            await call(method, request, answer, timeout_s=2)
-        assert missing.value.reason == "UNIMPLEMENTED"
     with pytest.raises(UnavailableError) as missing:
         async for _ in stream(runner.stub.RunJob, runner_pb2.RunJobRequest(), runner_pb2.JobEvent):
             pass

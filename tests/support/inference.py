@@ -48,19 +48,26 @@ async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
 class Bridge:
     """The bridge of one session: a publisher that writes `in`, and everything that comes back."""
 
-    def __init__(self, registry: Registry, port: int, name: str) -> None:
+    def __init__(self, registry: Registry, port: int, name: str, beside: Bridge | None = None) -> None:
+        """`beside`: the channels of another runner, which reads the same input."""
         self._registry = registry
         self._name = name
-        opened = {kind: registry.open(f"{name}/{kind}", limits=LIMITS) for kind in KINDS}
+        opened = {kind: registry.open(f"{name}/{kind}", limits=LIMITS) for kind in (*KINDS, "state")}
         base = f"http://127.0.0.1:{port}"
         self._in, self._out = opened["in"].channel, opened["out"].channel
         self._control, self._events = opened["control"].channel, opened["events"].channel
         self._data = opened["data"].channel
         paths = {"in": opened["in"].read_path, "control": opened["control"].read_path}
-        paths |= {kind: opened[kind].write_path for kind in ("out", "events", "data")}
+        paths |= {kind: opened[kind].write_path for kind in ("out", "events", "data", "state")}
         self.channels = bridge_pb2.Channels(**{kind: base + path for kind, path in paths.items()})
+        if beside is not None:
+            setattr(self.channels, "in", getattr(beside.channels, "in"))
+            self.channels.restore = beside.remembered
+        self.state = opened["state"].channel
+        self.remembered: str = base + opened["state"].read_path
         self.muxer = Muxer()
         self._writer: Any = None
+        self.newest_in = 0  # PTS
         self.out: list[Media] = []
         self.sound: list[Sound] = []
         self.segments: list[list[Media]] = []
@@ -82,6 +89,7 @@ class Bridge:
                 self._writer.write(self.muxer.begin_segment())
             unit = AccessUnit(Codec.H264, packet.pts, packet.dts, packet.data, packet.keyframe)
             self._writer.write(self.muxer.write(unit))
+            self.newest_in = packet.pts
 
     def push_bytes(self, data: bytes) -> None:
         self._writer = self._writer or self._in.begin_segment()
@@ -95,6 +103,15 @@ class Bridge:
     def finish(self) -> None:
         self.end_segment()
         self._registry.close(f"{self._name}/in")
+
+    def leave(self) -> None:
+        """Close all channels, as a bridge does that the session has left."""
+        self.end_segment()
+        for kind in (*KINDS, "state"):
+            self.shut(kind)
+
+    def shut(self, kind: str) -> None:
+        self._registry.close(f"{self._name}/{kind}")
 
     def control(self, message: bytes) -> None:
         with self._control.begin_segment() as segment:
@@ -158,8 +175,8 @@ class Runner:
     reports: dict[str, list[runner_pb2.SlotReport]] = field(default_factory=dict)
 
     @asynccontextmanager
-    async def bridge(self, name: str = "s1") -> AsyncIterator[Bridge]:
-        bridge = Bridge(*self.trickle, name)
+    async def bridge(self, name: str = "s1", beside: Bridge | None = None) -> AsyncIterator[Bridge]:
+        bridge = Bridge(*self.trickle, name, beside)
         async with background(out=bridge.take_output(), events=bridge.take_events(), data=bridge.take_data()):
             yield bridge
 
@@ -198,6 +215,18 @@ class Runner:
                 reports.append(report)
         return reports[-1]
 
+    async def rebind(
+        self, bridge: Bridge, session_epoch: int = 2, slot_epoch: int = 5
+    ) -> runner_pb2.RebindResponse:
+        message = runner_pb2.RebindRequest(
+            session="s1", slot_epoch=slot_epoch, session_epoch=session_epoch, channels=bridge.channels
+        )
+        return await call(self.stub.Rebind, message, runner_pb2.RebindResponse, timeout_s=2)
+
+    async def drain(self, *, cancel: bool = False) -> runner_pb2.DrainResponse:
+        message = runner_pb2.DrainRequest(cancel=cancel)
+        return await call(self.stub.Drain, message, runner_pb2.DrainResponse, timeout_s=2)
+
     async def describe(self) -> runner_pb2.DescribeResponse:
         return await call(
             self.stub.Describe, runner_pb2.DescribeRequest(), runner_pb2.DescribeResponse, timeout_s=2
@@ -219,13 +248,8 @@ def engines_of(process: int) -> list[psutil.Process]:
 
 @asynccontextmanager
 async def running(nats: NatsServer, **more: Any) -> AsyncIterator[Runner]:
-    settings = InferenceSettings(
-        listen="127.0.0.1:0",
-        runner="r1",
-        bridge_lost_after_s=1.0,
-        shutdown_grace_s=1.0,
-        **({"pipelines": PIPELINES} | more),
-    )
+    usual: dict[str, Any] = {"pipelines": PIPELINES, "bridge_lost_after_s": 1.0}
+    settings = InferenceSettings(listen="127.0.0.1:0", runner="r1", shutdown_grace_s=1.0, **(usual | more))
     registry, requests = Registry(), list[tuple[str, str]]()
 
     app = trickle_app(registry)
@@ -237,12 +261,12 @@ async def running(nats: NatsServer, **more: Any) -> AsyncIterator[Runner]:
     async with (
         connect(nats.url, "test") as bus,
         serve_trickle(replace(app, handle=noted), "127.0.0.1:0", 1.0) as trickle_port,
-        serve(bus, settings) as port,
-        channel(f"127.0.0.1:{port}") as open_channel,
+        serve(bus, settings) as served,
+        channel(f"127.0.0.1:{served.port}") as open_channel,
     ):
         await until(lambda: bool(engines_of(os.getpid())))
         (engine,) = engines_of(os.getpid())
         stub = runner_pb2_grpc.RunnerStub(open_channel)
-        runner = Runner(port, bus, (registry, trickle_port), requests, stub, engine.pid)
+        runner = Runner(served.port, bus, (registry, trickle_port), requests, stub, engine.pid)
         await runner.ready()
         yield runner

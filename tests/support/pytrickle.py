@@ -104,8 +104,8 @@ async def adapter(nats: NatsServer, **settings: Any) -> AsyncIterator[Runner]:
     async with (
         connect(nats.url, "test") as bus,
         serve_trickle(trickle_app(registry), "127.0.0.1:0", 1.0) as trickle_port,
-        serve(bus, known) as port,
-        channel(f"127.0.0.1:{port}") as open_channel,
+        serve(bus, known) as served,
+        channel(f"127.0.0.1:{served.port}") as open_channel,
     ):
         stub = runner_pb2_grpc.RunnerStub(open_channel)
-        yield Runner(port, bus, (registry, trickle_port), [], stub, engine_pid=0)
+        yield Runner(served.port, bus, (registry, trickle_port), [], stub, engine_pid=0)

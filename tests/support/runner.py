@@ -12,12 +12,13 @@ from protos.events.v1.events_pb2 import (
     Heartbeat,
     PipelineOffer,
     RunnerAdvert,
+    RunnerFault,
     RunnerState,
     SlotClaim,
 )
 from services.common.bus import Bus
 from services.common.lifecycle import Bulkhead
-from services.common.topology import RUNNERS, heartbeat
+from services.common.topology import RUNNERS, heartbeat, runner_fault
 
 
 class FakeRunner:
@@ -27,6 +28,7 @@ class FakeRunner:
         self.advert = advert
         self.state: RunnerState.ValueType = RUNNER_STATE_READY
         self.claims: dict[int, SlotClaim] = {}
+        self.frame_us = 0
         self._bus = bus
         self._every_s = every_s
         self._alive = asyncio.Event()
@@ -52,8 +54,14 @@ class FakeRunner:
             boot_id=self.advert.boot_id,
             state=self.state,
             claims=[self.claims[slot] for slot in sorted(self.claims)],
+            frame_us=self.frame_us,
         )
         await self._bus.publish(heartbeat(self.name), beat.SerializeToString())
+
+    async def fail(self, session: str, reason: str = "stalled") -> None:
+        """What a session-manager says when it moved a session away because the runner failed it."""
+        fault = RunnerFault(runner=self.name, boot_id=self.advert.boot_id, session=session, reason=reason)
+        await self._bus.publish(runner_fault(self.name), fault.SerializeToString())
 
     async def claim(self, slot: int, session: str, slot_epoch: int) -> None:
         """Say at once that the slot is taken, as after an attach."""
@@ -88,6 +96,7 @@ async def fake_runner(
     pipelines: Sequence[PipelineOffer] = (PipelineOffer(name="passthrough", version="1.0", warm=True),),
     region: str = "",
     gpu_class: str = "cpu",
+    micro_per_second: int = 0,
     every_s: float = 1.0,
 ) -> AsyncIterator[FakeRunner]:
     """A runner that is announced and beats until the block ends; its advert stays, as after a crash."""
@@ -99,6 +108,7 @@ async def fake_runner(
         pipelines=pipelines,
         region=region,
         gpu_class=gpu_class,
+        micro_per_second=micro_per_second,
     )
     runner = FakeRunner(bus, advert, every_s)
     await runner.announce()

@@ -14,18 +14,21 @@ import structlog
 from aiohttp import ClientSession, ClientTimeout
 from prometheus_client import Counter
 
-from services.common.errors import ExhaustedError, InvalidError, SluiceError
+from services.common.errors import ConflictError, ExhaustedError, InvalidError, SluiceError
 from services.common.latest import Latest
 from services.common.lifecycle import background
 from services.common.trickle.connection import TRANSPORT_ERRORS
+from services.inference.address import Address
 from services.inference.announcer import Announcer
-from services.inference.assignment import Assignment, State
+from services.inference.assignment import Assignment, Channels, State
 from services.inference.container import dialect
 from services.inference.container.channels import ContainerChannels
 from services.inference.container.client import ContainerClient, Status
 from services.inference.container.steering import Steering
 from services.inference.container.watching import InputClock, OutputWatch
+from services.inference.inlet import ended_in_order
 from services.inference.line import CRASHED, SessionFailedError
+from services.inference.outlet import BRIDGE_LOST
 from services.inference.params import Fold, Patch
 from services.inference.remarks import RemarkWriter
 from services.inference.reporting import ReportedSession
@@ -66,7 +69,7 @@ class ContainerSession(ReportedSession):
         settings: InferenceSettings,
     ) -> None:
         at = assignment.channels
-        super().__init__(assignment, Announcer(at.events), RemarkWriter(at.data))
+        super().__init__(assignment, Announcer(Address(at.events)), RemarkWriter(Address(at.data)))
         self._container = container
         self._channels = channels
         self._settings = settings
@@ -98,6 +101,10 @@ class ContainerSession(ReportedSession):
         """Take a revision in; `fold` is the session's with it. It is sent when it is due."""
         self._steering.take(fold)
 
+    def rebind(self, channels: Channels, session_epoch: int) -> None:
+        """Raises ConflictError: a container is told its URLs once, when it starts."""
+        raise ConflictError("a container has no other bridge", reason="REBIND_UNSUPPORTED")
+
     async def _stream(self, http: ClientSession) -> None:
         """Raises SessionFailedError, in a group."""
         self._events.tell(type="loading", why="start", stage="container", percent=0)
@@ -113,6 +120,8 @@ class ContainerSession(ReportedSession):
             data=self._hear_data(),
         ):
             await self._clock.run(http)
+            if not await ended_in_order(http, self.assignment.channels.control):
+                raise SessionFailedError(BRIDGE_LOST, "the bridge has closed the session")
         await self._wind_down()
         await self._close_output(http)
 

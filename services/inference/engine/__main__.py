@@ -183,7 +183,7 @@ def _tell(stream: Stream, message: Message) -> None:
         case "update":
             stream.update(Patch(**message.fields))
         case "keyframe":
-            stream.request_keyframe()
+            stream.request_keyframe(message.fields.get("at_pts"))
         case "bitrate":
             stream.request_bit_rate(message.fields["bits_per_second"])
         case "end_of_input":
@@ -243,7 +243,8 @@ def main() -> None:
     arguments = parser.parse_args()
     die_with_parent()
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which closes the pipe
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the supervisor, which closes the pipe in its time
+        signal.signal(number, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure_logs("engine", arguments.log_format, arguments.log_level)
     try:

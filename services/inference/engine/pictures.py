@@ -76,10 +76,15 @@ class PictureEncoder:
         self._far = False
         self._keyframe_pts = 0
         self._keyframe_asked = threading.Event()
+        self._keyframe_from: int | None = None  # the first picture from then on is to be one
         self._asked: int | None = None  # bits per second
 
-    def ask_keyframe(self) -> None:
-        self._keyframe_asked.set()
+    def ask_keyframe(self, at_pts: int | None = None) -> None:
+        """At once, or the first picture at `at_pts` or later; the newest such wish holds."""
+        if at_pts is None:
+            self._keyframe_asked.set()
+        else:
+            self._keyframe_from = at_pts
 
     def ask_bit_rate(self, bit_rate: int | None) -> None:
         """None: what is right for the pictures."""
@@ -112,6 +117,9 @@ class PictureEncoder:
         """Whether the next picture may be too late; on another clock, at once."""
         until_next = (1 - JITTER) * CLOCK_HZ / self._pace.fps
         elapsed = pts - self._keyframe_pts
+        wanted_from = self._keyframe_from
+        if wanted_from is not None and self._keyframe_pts < wanted_from <= pts:
+            return True
         return elapsed < 0 or elapsed + until_next > KEYFRAME_EVERY or self._keyframe_asked.is_set()
 
     def _bit_rate(self, asked: int | None, width: int, height: int) -> int:

@@ -144,8 +144,8 @@ class Stream:
     def update(self, patch: Patch) -> None:
         self._changes.add(patch)
 
-    def request_keyframe(self) -> None:
-        self._encoder.ask_keyframe()
+    def request_keyframe(self, at_pts: int | None) -> None:
+        self._encoder.ask_keyframe(at_pts)
 
     def request_bit_rate(self, bits_per_second: int | None) -> None:
         self._encoder.ask_bit_rate(bits_per_second)
@@ -227,6 +227,8 @@ class Stream:
         fruitless_s, keyframe_seen = 0.0, False
         decoded_s = time.monotonic()
         while (media := self._packets.get()) is not None:
+            if media.only_decode:
+                self._after_pts = max(media.pts, self._after_pts or 0)
             frames = self._decoder.decode(media.data, media.pts)
             self._say_taken()
             self._put(frames)
@@ -246,7 +248,7 @@ class Stream:
     def _put(self, frames: list[DecodedFrame]) -> None:
         for frame in frames:
             if self._after_pts is not None and frame.pts <= self._after_pts:
-                continue  # its viewers have it
+                continue  # its viewers have it, or do without
             self._decoded += 1
             self._inbox.put_picture(frame.pts, Picture(frame, time.monotonic()))
 

@@ -18,6 +18,7 @@ from services.common.errors import SluiceError
 from services.common.lifecycle import background
 from services.common.trickle.protocol import CURRENT
 from services.common.trickle.subscriber import ReceivedSegment, Subscriber
+from services.inference.address import Address
 from services.inference.announcer import Announcer
 from services.inference.control import IGNORED, RETRY_S
 from services.inference.remarks import RemarkWriter
@@ -42,7 +43,7 @@ class GatewayEvents:
     def __init__(self, urls: Urls, state: StreamState) -> None:
         self.state = state
         self._urls = urls
-        self._announcer = Announcer(urls.events) if urls.events else None
+        self._announcer = Announcer(Address(urls.events)) if urls.events else None
         self._now_s = asyncio.get_running_loop().time
 
     @property
@@ -136,7 +137,7 @@ class GatewayRemarks(RemarkWriter):
     """What the pipeline says as PyTrickle sends it: three times a second one JSON array of strings a line."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url, every_s=REMARKS_EVERY_S)
+        super().__init__(Address(url), every_s=REMARKS_EVERY_S)
         self._wanted = bool(url)
 
     def put(self, pts: int, text: str) -> None:

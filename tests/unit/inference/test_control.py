@@ -16,6 +16,9 @@ from services.inference.settings import InferenceSettings
     [
         (b'{"type": "keyframe"}', ("keyframe", None)),
         (b'{"type": "keyframe", "why": "a viewer joined"}', ("keyframe", None)),
+        (b'{"type": "keyframe", "at_pts": 90000}', ("keyframe", 90_000)),
+        (b'{"type": "keyframe", "at_pts": "soon"}', ("keyframe", None)),
+        (b'{"type": "keyframe", "at_pts": true}', ("keyframe", None)),
         (b'{"type": "bitrate", "bits_per_second": 800000}', ("bitrate", 800_000)),
         (b'{"type": "bitrate", "bits_per_second": 8.5e5}', ("bitrate", 850_000)),
         (b'{"type": "bitrate", "bits_per_second": -1}', ("bitrate", -1)),

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,21 @@ def test_key_frames_come_first_each_two_seconds_and_when_asked_for(child: Engine
     child.until_said("finished")
     keys = [(one.pts - START) // FRAME for one in child.media() if one.keyframe]
     assert keys == [0, 30, 90]
+
+
+def test_what_is_only_to_be_decoded_is_not_shown_and_what_follows_refers_to_it(child: EngineChild) -> None:
+    child.open("passthrough", live=True, after_pts=START + 5 * FRAME)
+    sent = video(60, every=1000)
+    child.send(*(replace(one, only_decode=True) for one in sent[:40]))
+    for one in sent[40:]:
+        child.send(one)
+        child.until(lambda back, one=one: isinstance(back, Media) and back.pts == one.pts)  # type: ignore[misc]
+    child.close()
+    assert [one.pts for one in child.media()] == [one.pts for one in sent[40:]]
+    assert child.media()[0].keyframe
+    assert [frame.rgb().mean() for frame in decoded(child.media())] == pytest.approx(
+        [frame.rgb().mean() for frame in decoded(sent)[40:]], abs=2
+    )
 
 
 def test_live_delivery_drops_what_a_slow_pipeline_cannot_take_and_counts_it(child: EngineChild) -> None:
@@ -244,8 +260,9 @@ def test_the_engine_leaves_when_its_pipe_is_closed() -> None:
         assert child.process.wait(5) == 0
 
 
-def test_the_engine_ignores_an_interrupt(child: EngineChild) -> None:
-    child.process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_engine_leaves_signals_to_its_supervisor(child: EngineChild, number: signal.Signals) -> None:
+    child.process.send_signal(number)
     child.open("passthrough")
     child.send(*video(2))
     child.until(lambda one: isinstance(one, Media))

@@ -43,6 +43,16 @@ async def test_what_is_asked_before_there_is_an_engine_is_asked_of_the_first() -
         assert await heard(end) == ("bitrate", {"bits_per_second": 300_000})
 
 
+async def test_the_time_of_a_key_frame_holds_until_there_is_another() -> None:
+    steering = Steering()
+    await steering.say("keyframe", at_pts=90_000)
+    await steering.say("keyframe", at_pts=180_000)
+    await steering.say("keyframe", at_pts=None)
+    async with line() as (first, end):
+        await steering.follow(first)
+        assert await heard(end) == ("keyframe", {"at_pts": 180_000})
+
+
 async def test_a_bit_rate_holds_for_the_next_engine_and_nobody_minds_that_one_died() -> None:
     steering = Steering()
     async with line() as (first, end):

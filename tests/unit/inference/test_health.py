@@ -155,6 +155,13 @@ def test_a_restarted_engine_is_loading_and_then_online() -> None:
     assert names([one for one in found if one[0] >= 20]) == [LOADING, ONLINE]
 
 
+def test_an_input_that_nobody_read_while_an_engine_started_is_not_silent() -> None:
+    unread = both(rate(30, end=10), rate(30, start=14.3))
+    found = seen(20, unread, unread, {10: loads("restart"), 14: loaded})
+    assert names(found)[-2:] == [LOADING, ONLINE]
+    assert INPUT not in names(found)
+
+
 def test_a_failure_is_for_good() -> None:
     found = seen(40, rate(30), rate(30), {20.0: lambda health, _: health.failed("pipeline_failed")})
     assert found[-1] == (20.0, ERROR)

@@ -10,7 +10,7 @@ import pytest
 
 from services.common.media.mpegts import Codec
 from services.inference.line import Line
-from services.inference.packets import Media, Packet, Pipe, Sound
+from services.inference.packets import Media, Message, Packet, Pipe, Sound
 
 PICTURE = Media(0, 0, 0, True, b"picture")
 SOUND = Sound(0, Codec.OPUS, 0, b"sound")
@@ -66,3 +66,13 @@ async def test_sound_that_the_engine_does_not_take_is_a_hang(line: Line) -> None
     assert line.hangs(AFTER_S)
     feeding.cancel()
     await asyncio.wait({feeding})
+
+
+async def test_a_hang_is_forgiven_for_a_while(line: Line) -> None:
+    await feed(line, PICTURE)
+    line.dispatch(Message("taken", 0, {"packets": 10}))
+    line.forgive()
+    await line.feed(PICTURE)
+    assert not line.hangs(AFTER_S)
+    await feed(line, PICTURE)
+    assert line.hangs(AFTER_S)

@@ -58,6 +58,18 @@ async def test_after_a_gap_only_a_key_frame_is_of_use() -> None:
     assert await taken(intake) == [2, 3]
 
 
+async def test_what_is_dropped_at_once_is_counted_and_a_key_frame_comes_next() -> None:
+    intake = Intake()
+    for number in range(4):
+        intake.put_newest(packet(number, keyframe=number == 0))
+    intake.put(noise(4))
+    intake.drop_all()
+    assert (len(intake), intake.dropped, intake.dropped_sounds) == (0, 4, 1)
+    for number in range(5, 9):
+        intake.put_newest(packet(number, keyframe=number == 7))
+    assert await taken(intake) == [7, 8]
+
+
 async def test_who_puts_waits_for_room() -> None:
     intake = Intake()
     for number in range(PACKETS):

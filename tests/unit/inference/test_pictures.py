@@ -157,3 +157,19 @@ def test_a_pace_that_changes_keeps_the_bit_rate() -> None:
     assert bit_rate(camera.film(2, fps=60), 2) == pytest.approx(OWN, rel=0.25)
     camera.film(2, fps=15)
     assert bit_rate(camera.film(4, fps=15), 4) == pytest.approx(OWN, rel=0.25)
+
+
+def test_the_first_picture_at_a_time_that_was_asked_for_is_a_key_frame() -> None:
+    encoder = PictureEncoder(ALLOWED)
+    times = [START + n * FRAME for n in range(50)]
+    found: list[int] = []
+    for n, pts in enumerate(times):
+        if n == 3:
+            encoder.ask_keyframe(START + 5 * FRAME)
+            encoder.ask_keyframe(START + 10 * FRAME - 1)  # takes its place
+        if n == 20:
+            encoder.ask_keyframe(START + 15 * FRAME)  # has passed, so the next one is
+        if n == 30:
+            encoder.ask_keyframe(START)  # which there was
+        found += [unit.pts for unit in encoder.encode(TINY, pts) if unit.keyframe]
+    assert found == [START, START + 10 * FRAME, START + 20 * FRAME]

@@ -20,6 +20,7 @@ from services.common.trickle.protocol import ChannelLimits
 from services.common.trickle.registry import Registry
 from services.common.trickle.server import serve_trickle, trickle_app
 from services.inference import remarks as module
+from services.inference.address import Address
 from services.inference.engine.remarks import BURST, LONGEST_BYTES, PER_SECOND, Remarks
 from services.inference.packets import Message, Packet
 from services.inference.remarks import DROPPED, RemarkWriter
@@ -148,7 +149,7 @@ async def place(url: str = "", *, slow_s: float = 0.0) -> AsyncIterator[Place]:
         trickle_session() as http,
     ):
         url = url or f"http://127.0.0.1:{port}{opened.write_path}"
-        writer = RemarkWriter(url)
+        writer = RemarkWriter(Address(url))
         async with background(remarks=writer.run(http)):
             yield Place(registry, opened.channel, requests, writer)
 
@@ -210,7 +211,7 @@ async def test_a_closed_channel_keeps_nobody_waiting() -> None:
 
 
 async def test_what_the_engine_refused_is_counted_as_it_grows() -> None:
-    writer = RemarkWriter("http://127.0.0.1:9/data")
+    writer = RemarkWriter(Address("http://127.0.0.1:9/data"))
     before = DROPPED.labels("too_large")._value.get()
     for total in (2, 2, 5):
         writer.refused({"too_large": total})

@@ -65,3 +65,19 @@ async def test_what_loads_beside_the_frames_is_told_and_changes_nothing() -> Non
     vitals.failed("pipeline_failed")
     assert (told[-1]["state"], told[-1]["cause"]) == ("error", "pipeline_failed")
     vitals.ended()
+
+
+@pytest.mark.looptime
+async def test_who_did_not_hear_it_is_told_again() -> None:
+    told: list[dict[str, Any]] = []
+    vitals = Vitals(lambda **event: told.append(event))
+    vitals.tell_again()
+    assert told == []
+    vitals.took()
+    vitals.gave()
+    vitals.look()
+    vitals.loads(why="warm", stage="load", percent=10, beside=True)
+    online, loading = told
+    vitals.tell_again()
+    assert told == [online, loading, loading, online]
+    vitals.ended()
