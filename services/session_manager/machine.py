@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NewType
 
 from services.common.errors import ConflictError, InvalidError
-from services.common.json_objects import merge_patch
 from services.common.param_schema import with_defaults
+from services.session_manager.revisions import Before, Scheduled, merged, taken_out
 
 SessionId = NewType("SessionId", str)
 StreamId = NewType("StreamId", str)
 MAX_SCHEDULED: Final = 100
 MAX_HISTORY: Final = 32  # revisions that can be taken back; a runner refuses what it was just told
 HISTORY_BYTES: Final = 256 * 1024  # and a record has its limit
+MAX_MOVES: Final = 8  # of a session, that its record tells of
 ID: Final = re.compile(r"^[a-z]{3}_[0-9A-Za-z]{8,40}$")  # of streams, str_..., and sessions, ses_...
 
 
@@ -35,11 +36,12 @@ class Phase(enum.Enum):
 
 NEXT: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.ALLOCATING: frozenset({Phase.STARTING, Phase.ENDED}),
-    Phase.STARTING: frozenset({Phase.LIVE, Phase.PAUSED, Phase.ENDED}),
+    Phase.STARTING: frozenset({Phase.LIVE, Phase.PAUSED, Phase.MIGRATING, Phase.ENDED}),
     Phase.LIVE: frozenset({Phase.DEGRADED, Phase.PAUSED, Phase.MIGRATING, Phase.ENDED}),
     Phase.DEGRADED: frozenset({Phase.LIVE, Phase.PAUSED, Phase.MIGRATING, Phase.ENDED}),
     Phase.PAUSED: frozenset({Phase.LIVE, Phase.MIGRATING, Phase.ENDED}),
-    Phase.MIGRATING: frozenset({Phase.LIVE, Phase.ENDED}),
+    # Back to STARTING: it never showed a picture, and stays where it is after all.
+    Phase.MIGRATING: frozenset({Phase.STARTING, Phase.LIVE, Phase.DEGRADED, Phase.PAUSED, Phase.ENDED}),
     Phase.ENDED: frozenset(),
 }
 
@@ -49,6 +51,15 @@ class Delivery(enum.Enum):
 
     LIVE = 1
     COMPLETE = 2
+
+
+class Policy(enum.Enum):
+    """By what runners that fit are compared; the values are the wire's."""
+
+    UNSPECIFIED = 0
+    BALANCED = 1
+    CHEAPEST = 2
+    FASTEST = 3
 
 
 class Reason(enum.StrEnum):
@@ -65,9 +76,10 @@ class Reason(enum.StrEnum):
     START_FAILED = "start_failed"
     START_INTERRUPTED = "start_interrupted"
     NO_OUTPUT = "no_output"
-    RUNNER_LOST = "runner_lost"
     BRIDGE_LOST = "bridge_lost"
     STREAM_BUSY = "stream_busy"
+    BREAKS_RUNNERS = "breaks_runners"
+    PRICE_ABOVE_CAP = "price_above_cap"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -86,6 +98,62 @@ class Latency:
 
     pictures: int = 0
     stages: tuple[StageLatency, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a stream asks of where it runs."""
+
+    region: str = ""
+    gpu_class: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    max_micro_per_second: int = 0
+    policy: Policy = Policy.UNSPECIFIED
+    priority: int = 0
+    max_wait_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A slot that a session has or is about to have, and its epoch there."""
+
+    runner: str = ""
+    address: str = ""
+    slot: int = 0
+    slot_epoch: int = 0
+    epoch: int = 0
+    boot_id: str = ""
+    why: str = ""
+
+    def same_slot(self, other: Place) -> bool:
+        """Whether it is the very slot of `other`: a runner that restarted may be given its session again."""
+        mine = (self.runner, self.slot, self.slot_epoch)
+        return mine == (other.runner, other.slot, other.slot_epoch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far a session's media is: where another bridge goes on."""
+
+    in_pts: int = 0
+    out_pts: int = 0
+    session_ms: int = 0
+    delivered_ms: int = 0
+    paused_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """That viewers got the output of another runner, and what it cost them."""
+
+    unix_ms: int
+    left: str
+    to: str
+    why: str
+    epoch: int
+    freeze_ms: int = 0
+    lost: int = 0
+    repeated: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +186,110 @@ class Session:
     max_duration_ms: int = 0
     latency: Latency = Latency()
     signalling: str = ""
+    wishes: Wishes = field(default_factory=Wishes)
+    next: Place | None = None
+    move_wanted: str = ""
+    moves: tuple[Move, ...] = ()
+    failures: int = 0
+    bridge_lost_unix_ms: int = 0
+    boot_id: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Where it is now."""
+        return Place(self.runner, self.runner_address, self.slot, self.slot_epoch, self.epoch, self.boot_id)
+
+    @property
+    def newest_epoch(self) -> int:
+        """The highest that its record knows of."""
+        return max(self.epoch, self.next.epoch if self.next else 0)
+
+    def at(self, place: Place) -> Session:
+        """Return the session where `place` is, in that epoch, and nowhere else."""
+        return self.with_(
+            runner=place.runner,
+            runner_address=place.address,
+            slot=place.slot,
+            slot_epoch=place.slot_epoch,
+            epoch=place.epoch,
+            boot_id=place.boot_id,
+            next=None,
+        )
+
+    def moved(self, move: Move, *, failures: int = 0) -> Session:
+        """Return the session live at its next place, with `failures` more to its record.
+
+        Raises ConflictError when it is not on its way there.
+        """
+        if self.next is None or self.next.epoch != move.epoch:
+            raise ConflictError("the session does not move there", session=self.id, epoch=move.epoch)
+        arrived = self.to(Phase.LIVE) if self.phase is Phase.MIGRATING else self
+        moves = (*self.moves, move)[-MAX_MOVES:]
+        return replace(arrived.at(self.next), move_wanted="", moves=moves, failures=self.failures + failures)
+
+    def wished_elsewhere(self, why: str) -> Session:
+        """Return the session wished to another runner. Raises ConflictError unless it is live, and stays."""
+        if self.next is not None or self.move_wanted or self.phase is Phase.MIGRATING:
+            raise ConflictError("the session moves already", reason="MOVES_ALREADY", session=self.id)
+        if self.phase not in {Phase.LIVE, Phase.DEGRADED, Phase.PAUSED} or self.bridge_lost_unix_ms:
+            raise ConflictError(
+                "the session is not live", reason="NOT_LIVE", session=self.id, phase=self.phase.name.lower()
+            )
+        return self.with_(move_wanted=why)
+
+    def heading(self, place: Place, *, above: int = 0) -> Session:
+        """Return the session on its way to `place`, in an epoch of its own `above` all others.
+
+        Raises ConflictError when it has ended, or has no bridge to take its media from.
+        """
+        if self.bridge_lost_unix_ms:
+            raise ConflictError("the session has no bridge", reason="BRIDGE_LOST", session=self.id)
+        epoch = max(self.newest_epoch, above) + 1
+        return self.leaving().with_(next=replace(place, epoch=epoch))
+
+    def leaving(self) -> Session:
+        """Return the session looking for another runner. Raises ConflictError when it has ended."""
+        return self if self.phase is Phase.MIGRATING else self.to(Phase.MIGRATING)
+
+    def staying(self, phase: Phase, *, failures: int = 0) -> Session:
+        """Return the session where it is, and on its way to nowhere, with `failures` more to its record."""
+        going = self.to(phase) if self.phase is Phase.MIGRATING else self
+        return going.with_(next=None, failures=self.failures + failures)
+
+    def without_bridge(self, bridge: str, *, now_unix_ms: int) -> Session:
+        """Return the session waiting for its publisher, for its ingest process `bridge` is not there."""
+        if self.phase is Phase.ENDED or self.bridge != bridge or self.bridge_lost_unix_ms:
+            return self
+        paused = self if self.phase is Phase.PAUSED else self.to(Phase.PAUSED)
+        return paused.with_(bridge_lost_unix_ms=now_unix_ms)
+
+    def with_bridge(self) -> Session:
+        """Return the session with an ingest process that answers."""
+        if self.phase is Phase.ENDED or not self.bridge_lost_unix_ms:
+            return self
+        return self.with_(bridge_lost_unix_ms=0)
+
+    def proven(self, epoch: int) -> Session:
+        """Return the session with a runner that it does not break."""
+        if self.phase is Phase.ENDED or self.epoch != epoch or not self.failures:
+            return self
+        return self.with_(failures=0)
+
+    def rejoined(self, *, bridge: str, signalling: str) -> Session:
+        """Return the session with its media at another bridge, in an epoch of its own; a move is called off.
+
+        Raises ConflictError when it has ended.
+        """
+        if self.phase is Phase.ENDED:
+            raise ConflictError("the session has ended", reason="SESSION_ENDED", session=self.id)
+        stayed = self.to(Phase.PAUSED) if self.phase is Phase.MIGRATING else self
+        return stayed.with_(
+            bridge=bridge,
+            signalling=signalling,
+            epoch=self.newest_epoch + 1,
+            next=None,
+            bridge_lost_unix_ms=0,
+        )
 
     def to(self, phase: Phase) -> Session:
         """Return the session moved to `phase`, or raise `ConflictError`."""
@@ -147,45 +319,6 @@ class Session:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """A patch that was accepted and takes effect at a picture of the session's timeline."""
-
-    revision: int
-    patch: Mapping[str, object]
-    apply_at_pts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Before:
-    """What a revision replaced: the values that there were, and the names that had none."""
-
-    revision: int
-    values: Mapping[str, object]
-    added: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, item: Scheduled, was: Mapping[str, object]) -> Before:
-        """What there was of all that a patch names, also where it changes nothing."""
-        values = {name: was[name] for name in item.patch if name in was}
-        return cls(item.revision, values, tuple(name for name in item.patch if name not in was))
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset((*self.values, *self.added))
-
-    def put_back(self, names: frozenset[str], params: Mapping[str, object]) -> Mapping[str, object]:
-        """Return `params` with those of `names` as they were."""
-        kept = {name: value for name, value in params.items() if name not in names}
-        return {**kept, **{name: value for name, value in self.values.items() if name in names}}
-
-    def instead(self, names: frozenset[str], earlier: Before) -> Before:
-        """Return it as if `earlier`, the revision before it that changed these `names`, had not been."""
-        added = [name for name in self.added if name not in names]
-        added += [name for name in earlier.added if name in names]
-        return Before(self.revision, earlier.put_back(names, self.values), tuple(added))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
     """A durable stream: what a client created, with its complete parameters."""
@@ -207,6 +340,7 @@ class Stream:
     deleted: bool = False
     scheduled: tuple[Scheduled, ...] = field(default=())
     history: tuple[Before, ...] = field(default=())
+    wishes: Wishes = field(default_factory=Wishes)
 
     def patched(self, patch: Mapping[str, object], apply_at_pts: int) -> Stream:
         """Return the stream with `patch` as its next revision: at once, or scheduled."""
@@ -275,48 +409,3 @@ class Stream:
         if self.session != session:
             return self
         return replace(self, session="", scheduled=(), history=())
-
-
-def merged(params: Mapping[str, object], patch: Mapping[str, object]) -> Mapping[str, object]:
-    result = merge_patch(params, patch)
-    assert isinstance(result, dict)
-    return result
-
-
-def taken_out(
-    revision: int, params: Mapping[str, object], history: tuple[Before, ...]
-) -> tuple[Mapping[str, object], tuple[Before, ...]]:
-    """Return parameters and history without one revision of the history."""
-    place = next(place for place, one in enumerate(history) if one.revision == revision)
-    gone, names, later = history[place], history[place].names, []
-    for one in history[place + 1 :]:
-        later.append(one.instead(names & one.names, gone))
-        names -= one.names
-    return gone.put_back(names, params), (*history[:place], *later)
-
-
-def whole(patch: Mapping[str, object], params: Mapping[str, object]) -> dict[str, object]:
-    """Return the merge patch that puts each value of `patch` in the place of all of what `params` have there.
-
-    A merge patch alone would leave what an object had before: nobody could take a LoRA out of a list of them.
-    """
-    return {name: _whole(value, params.get(name)) for name, value in patch.items()}
-
-
-def _whole(value: object, old: object) -> object:
-    if not isinstance(value, Mapping) or not isinstance(old, Mapping):
-        return value
-    return {**dict.fromkeys(old), **whole(value, old)}
-
-
-def difference(was: Mapping[str, object], now: Mapping[str, object]) -> dict[str, object]:
-    """Return the merge patch that makes `now` of `was`."""
-    patch: dict[str, object] = {name: None for name in was if name not in now}
-    for name, value in now.items():
-        old = was.get(name)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            if old != value:
-                patch[name] = difference(old, value)
-        elif name not in was or old != value:
-            patch[name] = value
-    return patch

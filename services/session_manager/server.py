@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final
@@ -11,13 +10,11 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from protos.inference.v1 import runner_pb2
 from protos.router.v1 import router_pb2
 from protos.sessions.v1 import sessions_pb2 as pb
 from protos.sessions.v1 import sessions_pb2_grpc
 from services.common.errors import (
     ConflictError,
-    DeadlineExceededError,
     InvalidError,
     NotFoundError,
     RateLimitedError,
@@ -25,29 +22,40 @@ from services.common.errors import (
 )
 from services.common.json_objects import json_object
 from services.common.param_schema import validate, with_defaults
-from services.common.telemetry import span
-from services.session_manager.life import Lives, now_unix_ms
+from services.session_manager.draining import drain
+from services.session_manager.failover import FAILURES, FORCED
+from services.session_manager.life import Lives
 from services.session_manager.machine import (
     ID,
     Delivery,
     Phase,
+    Policy,
     Reason,
-    Scheduled,
-    Session,
     SessionId,
     Stream,
     StreamId,
-    merged,
-    whole,
+    Wishes,
 )
-from services.session_manager.neighbours import Neighbours
+from services.session_manager.neighbours import MAX_WAIT_S, Neighbours, position_to_proto
+from services.session_manager.rejoining import Rejoining
+from services.session_manager.revisions import merged, whole
 from services.session_manager.settings import SessionManagerSettings
-from services.session_manager.store import Store, patch_to_proto, session_to_proto, stream_to_proto
+from services.session_manager.store import (
+    Store,
+    session_to_proto,
+    stream_to_proto,
+    wishes_from_proto,
+)
+from services.session_manager.telling import now_unix_ms
+from services.session_manager.updating import Updating
 
 NAME_MAX: Final = 200
 PARAMS_MAX_BYTES: Final = 128 * 1024
 LIST_MAX: Final = 1000
-RETELL_S: Final = 0.25
+MAX_PRIORITY: Final = 100
+MAX_LABELS: Final = 16
+MAX_WORD: Final = 63  # as Kubernetes' label values
+WHY: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -61,6 +69,8 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
         self._lives = lives
         self._neighbours = neighbours
         self._settings = settings
+        self._updating = Updating(store=store, neighbours=neighbours, settings=settings, aside=lives.aside)
+        self._rejoining = Rejoining(store=store, neighbours=neighbours, settings=settings)
 
     async def CreateStream(self, request: pb.CreateStreamRequest, context: Context) -> pb.Stream:
         wanted = request.stream
@@ -91,6 +101,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
             output_rtmp_url=wanted.output_rtmp_url,
             processes_audio=offer.processes_audio,
             author=wanted.author,
+            wishes=wishes(wanted.wishes),
         )
         return stream_to_proto(await self._store.create_stream(stream))
 
@@ -162,43 +173,8 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
             return was.patched(made, request.apply_at_pts)
 
         stream = await self._store.change_stream(request.stream, step, request.tenant)
-        applies = await self._tell_runner(stream, made, request.apply_at_pts)
+        applies = await self._updating.tell(stream, made, request.apply_at_pts)
         return pb.UpdateResponse(stream=stream_to_proto(stream), revision=stream.revision, applies=applies)
-
-    async def _tell_runner(self, stream: Stream, patch: dict[str, object], apply_at_pts: int) -> str:
-        """Pass the revision on to a live session; without one it is applied at the start."""
-        if not stream.session:
-            return "at_start"
-        try:
-            session = await self._store.session(stream.session)
-        except NotFoundError:
-            return "at_start"
-        if session.phase in {Phase.ALLOCATING, Phase.ENDED}:
-            return "at_start"
-        message: runner_pb2.Patch = patch_to_proto(Scheduled(stream.revision, patch, apply_at_pts))
-        # In the session's trace, not the request's: what was changed is part of its life.
-        context = {"traceparent": session.traceparent}
-        with span(
-            "session.update", carrier=context, session_id=session.id, session_revision=stream.revision
-        ) as current:
-            applies = await self._tell_surely(session, message)
-            current.set_attribute("session.applies", applies)
-        return applies
-
-    async def _tell_surely(self, session: Session, message: runner_pb2.Patch) -> str:
-        deadline_s = time.monotonic() + self._settings.call_timeout_s
-        while True:  # a revision may be told twice; one that is never told would part record and runner
-            try:
-                return await self._neighbours.update(session, message)
-            except (NotFoundError, ConflictError):  # it ended under our hands; the record has the revision
-                return "at_start"
-            except (UnavailableError, DeadlineExceededError) as error:
-                if time.monotonic() > deadline_s:
-                    raise UnavailableError(
-                        f"revision {message.revision} is stored, but not at the runner: {error.message}",
-                        reason="RUNNER_NOT_TOLD",
-                    ) from error
-            await asyncio.sleep(RETELL_S)
 
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopResponse:
         session = await self._store.session(request.session, request.tenant)
@@ -230,9 +206,45 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServicer):
                     revisions[session.id] = session.revision
                     yield session_to_proto(session)
 
+    async def Rejoin(self, request: pb.RejoinRequest, context: Context) -> pb.RejoinResponse:
+        if not request.bridge:
+            raise InvalidError("the bridge's address is missing", field="bridge")
+        session, resume = await self._rejoining.rejoin(request.stream, request.bridge, request.signalling)
+        return pb.RejoinResponse(session=session_to_proto(session), resume=position_to_proto(resume))
+
+    async def Move(self, request: pb.MoveRequest, context: Context) -> pb.Session:
+        why = request.why or "asked"
+        if not WHY.fullmatch(why) or why in FAILURES | FORCED:
+            raise InvalidError("why is a word of a wish, not of a failure", field="why")
+        session = await self._store.session(request.session, request.tenant)
+        moved = await self._store.change_session(session.id, lambda was: was.wished_elsewhere(why))
+        return session_to_proto(moved)
+
     async def DrainRunner(self, request: pb.DrainRunnerRequest, context: Context) -> pb.DrainRunnerResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "draining comes with make-before-break")
-        raise AssertionError("abort returned")
+        left = await drain(
+            request.runner, cancel=request.cancel, store=self._store, neighbours=self._neighbours
+        )
+        return pb.DrainRunnerResponse(sessions=left)
+
+
+def wishes(wanted: pb.Wishes) -> Wishes:
+    """What a stream asks of where it runs. Raises InvalidError that names the field."""
+    if not -MAX_PRIORITY <= wanted.priority <= MAX_PRIORITY:
+        raise InvalidError(f"a priority is -{MAX_PRIORITY} to {MAX_PRIORITY}", field="wishes.priority")
+    if not 0 <= wanted.max_wait_ms <= MAX_WAIT_S * 1000:
+        raise InvalidError(f"a wait is at most {MAX_WAIT_S:g} s", field="wishes.max_wait_ms")
+    if wanted.max_micro_per_second < 0:
+        raise InvalidError("a price is not negative", field="wishes.max_micro_per_second")
+    if wanted.policy not in {policy.value for policy in Policy}:
+        raise InvalidError("a policy is balanced, cheapest or fastest", field="wishes.policy")
+    words = {"region": [wanted.region], "gpu_class": [wanted.gpu_class]}
+    words["labels"] = [word for pair in wanted.labels.items() for word in pair]
+    for field, said in words.items():
+        if len(said) > 2 * MAX_LABELS or any(len(word) > MAX_WORD for word in said):
+            raise InvalidError(
+                f"at most {MAX_LABELS} labels, of {MAX_WORD} characters", field=f"wishes.{field}"
+            )
+    return wishes_from_proto(wanted)
 
 
 def identifier(value: str, field: str) -> str:

@@ -28,22 +28,38 @@ class SessionManagerSettings(ServiceSettings):
         description="How long a session runs past its paid time while billing is away, at our risk.",
     )
     grant_wait_s: float = Field(
-        3.0, ge=0, le=30, description="How long a start waits for a slot before it is refused."
+        3.0,
+        ge=0,
+        le=300,
+        description="How long a start waits for a slot before it is refused, unless its stream says so.",
     )
     call_timeout_s: float = Field(
         5.0,
         gt=0,
         le=60,
-        description="Bound of one call to another service; above a router's wait for a slot.",
+        description="Bound of one call to another service; a wait for a slot comes on top of it.",
     )
     attach_timeout_s: float = Field(
         10.0, gt=0, le=600, description="Bound of one attach; a warm engine needs milliseconds."
     )
     runner_lost_after_s: float = Field(
-        3.0, gt=0, le=60, description="A runner whose watch stream stays broken for so long is lost."
+        3.0, gt=0, le=60, description="A runner that says nothing of its session for so long is asked anew."
+    )
+    failover_within_s: float = Field(
+        30.0,
+        gt=0,
+        le=600,
+        description="How long a session whose runner failed waits for another one before it ends.",
     )
     bridge_lost_after_s: float = Field(
         5.0, gt=0, le=60, description="An ingest process that does not answer for so long is lost."
+    )
+    publisher_grace_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="How long a session whose ingest process is lost waits for its publisher to come back"
+        " through another one; equal to ingest's, below a runner's patience with its bridge.",
     )
     first_output_within_s: float = Field(
         60.0,

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Final
 
 from protos.inference.v1 import runner_pb2
 from protos.ingest.v1 import bridge_pb2
 from protos.sessions.v1 import sessions_pb2 as pb
-from services.common.bus import Bucket, View
+from services.common.bus import Bucket, Entry, ParsedView
 from services.common.errors import ConflictError, NotFoundError
 from services.session_manager.machine import (
     ID,
-    Before,
     Delivery,
     Latency,
+    Move,
     Phase,
-    Scheduled,
+    Place,
+    Policy,
     Session,
     SessionId,
     StageLatency,
     Stream,
     StreamId,
+    Wishes,
 )
+from services.session_manager.revisions import Before, Scheduled
 
 SESSION_FIELDS: Final = [field.name for field in pb.Session.DESCRIPTOR.fields]
 
@@ -35,8 +40,8 @@ class Store:
     def __init__(self, streams: Bucket, sessions: Bucket) -> None:
         self.streams = streams
         self.sessions = sessions
-        self.streams_view = View()
-        self.sessions_view = View()
+        self.streams_view = ParsedView(lambda raw: stream_from_proto(pb.Stream.FromString(raw)))
+        self.sessions_view = SessionsView(lambda raw: session_from_proto(pb.Session.FromString(raw)))
 
     async def stream(self, stream: str, tenant: str = "") -> Stream:
         """The stream. Raises NotFoundError, also when it is another tenant's."""
@@ -81,12 +86,13 @@ class Store:
         value, _ = await self.streams.change(stream, apply)
         return stream_from_proto(pb.Stream.FromString(value))
 
+    def stream_seen(self, stream: str) -> Stream | None:
+        """The stream as last heard."""
+        return self.streams_view.parsed.get(stream)
+
     def list_streams(self, tenant: str) -> list[Stream]:
         """A tenant's streams as last heard, newest first."""
-        everything = (
-            stream_from_proto(pb.Stream.FromString(entry.value))
-            for entry in self.streams_view.entries.values()
-        )
+        everything = self.streams_view.parsed.values()
         mine = [stream for stream in everything if stream.tenant == tenant and not stream.deleted]
         return sorted(mine, key=lambda stream: stream.created_unix_ms, reverse=True)
 
@@ -113,18 +119,60 @@ class Store:
         value, _ = await self.sessions.change(session, apply)
         return session_from_proto(pb.Session.FromString(value))
 
+    async def release_stream(self, session: Session) -> None:
+        """Make the stream of `session` idle, if it is its live one."""
+        await self.change_stream(session.stream, lambda was: was.released_by(session.id))
+
     def session_seen(self, session: str) -> Session | None:
         """The session as last heard."""
-        entry = self.sessions_view.entries.get(session)
-        return session_from_proto(pb.Session.FromString(entry.value)) if entry else None
+        return self.sessions_view.parsed.get(session)
 
     def list_sessions(self) -> list[Session]:
         """Every session as last heard, newest first."""
-        found = [
-            session_from_proto(pb.Session.FromString(entry.value))
-            for entry in self.sessions_view.entries.values()
-        ]
+        found = self.sessions_view.parsed.values()
         return sorted(found, key=lambda session: session.created_unix_ms, reverse=True)
+
+    async def session_beyond(self, session: str, revision: int) -> Session:
+        """Wait until another revision of the session than that one is heard."""
+        with self.sessions_view.news_of(session) as news:
+            while True:
+                seen = self.session_seen(session)
+                if seen is not None and seen.revision != revision:
+                    return seen
+                news.clear()
+                await news.wait()
+
+
+class SessionsView(ParsedView[Session]):
+    """Wakes who waits for one session, and not everybody at every change of any."""
+
+    def __init__(self, parse: Callable[[bytes], Session]) -> None:
+        super().__init__(parse)
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+
+    @contextmanager
+    def news_of(self, session: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the session may have changed."""
+        news = asyncio.Event()
+        self._waiting.setdefault(session, set()).add(news)
+        try:
+            yield news
+        finally:
+            waiting = self._waiting[session]
+            waiting.discard(news)
+            if not waiting:
+                del self._waiting[session]
+
+    def replace(self, entries: dict[str, Entry]) -> None:
+        super().replace(entries)
+        for waiting in self._waiting.values():
+            for news in waiting:
+                news.set()
+
+    def put(self, key: str, entry: Entry | None) -> None:
+        super().put(key, entry)
+        for news in self._waiting.get(key, ()):
+            news.set()
 
 
 def _no_stream(stream: str) -> NotFoundError:
@@ -132,8 +180,18 @@ def _no_stream(stream: str) -> NotFoundError:
 
 
 def session_to_proto(session: Session) -> pb.Session:
-    values: dict[str, Any] = asdict(session)
-    return pb.Session(**{**values, "phase": session.phase.value, "delivery": session.delivery.value})
+    values: dict[str, Any] = {name: getattr(session, name) for name in SESSION_FIELDS}
+    return pb.Session(
+        **{
+            **values,
+            "phase": session.phase.value,
+            "delivery": session.delivery.value,
+            "latency": asdict(session.latency),
+            "wishes": wishes_to_proto(session.wishes),
+            "next": pb.Place(**asdict(session.next)) if session.next else None,
+            "moves": [move_to_proto(move) for move in session.moves],
+        }
+    )
 
 
 def session_from_proto(message: pb.Session) -> Session:
@@ -141,7 +199,64 @@ def session_from_proto(message: pb.Session) -> Session:
     values["phase"] = Phase(message.phase)
     values["delivery"] = Delivery(message.delivery)
     values["latency"] = latency_from_proto(message.latency)
+    values["wishes"] = wishes_from_proto(message.wishes)
+    values["next"] = place_from_proto(message.next) if message.HasField("next") else None
+    values["moves"] = tuple(move_from_proto(move) for move in message.moves)
     return Session(**values)
+
+
+def wishes_to_proto(wishes: Wishes) -> pb.Wishes:
+    return pb.Wishes(
+        region=wishes.region,
+        gpu_class=wishes.gpu_class,
+        labels=wishes.labels,
+        max_micro_per_second=wishes.max_micro_per_second,
+        policy=wishes.policy.value,  # type: ignore[arg-type]  # the enum's values are the wire's
+        priority=wishes.priority,
+        max_wait_ms=wishes.max_wait_ms,
+    )
+
+
+def wishes_from_proto(message: pb.Wishes) -> Wishes:
+    return Wishes(
+        region=message.region,
+        gpu_class=message.gpu_class,
+        labels=dict(message.labels),
+        max_micro_per_second=message.max_micro_per_second,
+        policy=Policy(message.policy),
+        priority=message.priority,
+        max_wait_ms=message.max_wait_ms,
+    )
+
+
+def place_from_proto(message: pb.Place) -> Place:
+    return Place(
+        message.runner,
+        message.address,
+        message.slot,
+        message.slot_epoch,
+        message.epoch,
+        message.boot_id,
+        message.why,
+    )
+
+
+def move_to_proto(move: Move) -> pb.Move:
+    facts = asdict(move)
+    return pb.Move(**{"from": facts.pop("left"), **facts})
+
+
+def move_from_proto(message: pb.Move) -> Move:
+    return Move(
+        unix_ms=message.unix_ms,
+        left=getattr(message, "from"),
+        to=message.to,
+        why=message.why,
+        epoch=message.epoch,
+        freeze_ms=message.freeze_ms,
+        lost=message.lost,
+        repeated=message.repeated,
+    )
 
 
 def latency_from_proto(message: bridge_pb2.Latency) -> Latency:
@@ -175,6 +290,7 @@ def stream_to_proto(stream: Stream) -> pb.Stream:
             pb.Before(revision=one.revision, values=dumps(one.values), added=one.added)
             for one in stream.history
         ],
+        wishes=wishes_to_proto(stream.wishes),
     )
 
 
@@ -201,6 +317,7 @@ def stream_from_proto(message: pb.Stream) -> Stream:
         history=tuple(
             Before(one.revision, json.loads(one.values), tuple(one.added)) for one in message.history
         ),
+        wishes=wishes_from_proto(message.wishes),
     )
 
 

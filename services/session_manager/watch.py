@@ -1,16 +1,16 @@
-"""What a session's owner sees of it, and the first reason for which it must end.
+"""What a session's owner sees of it: evidence for a verdict, and the first reason for which it must end.
 
-Four watchers: the bridge's reports, the runner's, the record, the credit. A stream whose output arrives is
-never ended because its runner does not answer.
+Three watchers: the bridge's reports, the runner's, the record. They follow the session: to another runner
+when it moved, to another bridge when its publisher came back there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable, Coroutine, Hashable
+from contextlib import suppress
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -20,142 +20,246 @@ from services.common.errors import (
     ConflictError,
     DeadlineExceededError,
     NotFoundError,
-    PaymentRequiredError,
     SluiceError,
     UnavailableError,
 )
-from services.common.lifecycle import Bulkhead
-from services.session_manager.machine import Phase, Reason, Scheduled, Session, Stream, difference
+from services.common.latest import Latest
+from services.session_manager.failover import (
+    PROVEN_S,
+    RUNNER_LOST,
+    SLOW,
+    STAY,
+    WELL_S,
+    Evidence,
+    Step,
+    Verdict,
+    judge,
+)
+from services.session_manager.machine import Phase, Place, Reason, Session
 from services.session_manager.neighbours import Neighbours
+from services.session_manager.progress import LOADING, Progress
+from services.session_manager.record import Record
 from services.session_manager.settings import SessionManagerSettings
-from services.session_manager.store import Store, patch_to_proto
+from services.session_manager.store import Store
+from services.session_manager.telling import Telling, now_unix_ms
+from services.session_manager.waiting import race, within
 
 log = structlog.get_logger()
-Report = TypeVar("Report")
 
 RETRY_S: Final = 0.5
-FLOWING_MS: Final = 2000  # output that is younger is evidence of a runner that works
-# What the runner says of a session that it gave up is the reason of the end, if it is one of these.
-RUNNER_FAULTS: Final = frozenset(
-    {
-        "engine_crashed",
-        "engine_hung",
-        "pipeline_failed",
-        "start_failed",
-        "out_of_memory",
-        "params_refused",
-        "input_undecodable",
-        "bridge_lost",
-    }
-)
-# Whose fault it is that the output is not what it should be, by the runner's health; not here: nobody's.
-FAULTS: Final = {"degraded_input": "input", "degraded_inference": "inference", "error": "inference"}
-LOADING: Final = "loading"  # it mends something or prepares something: nothing new is known
+UNEASY_S: Final = 0.1  # between two judgements while something is wrong
+NOTHING_YET: Final = bridge_pb2.BridgeReport(output_age_ms=-1)
+
+
+class End(NamedTuple):
+    """Why a session must end."""
+
+    reason: str
+    message: str = ""
 
 
 class Watch:
-    """Of one session; `entered` is called with its record at every change of phase."""
+    """Of one session. `verdict` and `report` are the newest, for whoever acts upon them."""
 
     def __init__(
         self,
-        session: Session,
+        record: Record,
         *,
         replica: str,
         store: Store,
         neighbours: Neighbours,
         settings: SessionManagerSettings,
-        entered: Callable[[Session], None],
+        telling: Telling,
     ) -> None:
-        self.session = session
-        self.report = bridge_pb2.BridgeReport(output_age_ms=-1)
-        self.reported_s = time.monotonic()
-        self.folded_pts = 0
-        self._taken_back: set[int] = set()
+        self.report = Latest(NOTHING_YET)
+        self.verdict = Latest(STAY)
+        self.restarted = False  # the runner's process runs, and does not know the session
+        self._record = record
         self._replica = replica
         self._store = store
         self._neighbours = neighbours
         self._settings = settings
-        self._entered = entered
+        self._telling = telling
+        self._progress = Progress(
+            record,
+            store=store,
+            neighbours=neighbours,
+            telling=telling,
+            untold_after_s=settings.call_timeout_s + 1,
+        )
+        self._now = asyncio.get_running_loop().time
+        self._evidence = Latest(Evidence(runner_heard_s=self._now()))
+        self._evidence_epoch = self._judged_epoch = record.now.epoch
+        self._reported_s: float | None = None  # when this bridge last did
+        self._heard_since_s: float | None = None  # when it did first
+        self._flows_since_s: float | None = None
+        self._well_since_s: float | None = None
+
+    # --- what there is to know
+
+    def verdict_of(self, epoch: int) -> Verdict:
+        """The newest verdict, if it is of that epoch's runner."""
+        return self.verdict.value if self._judged_epoch == epoch else STAY
 
     @property
-    def session_ms(self) -> float:
-        """Session time now, as the bridge counts it, between its reports."""
-        return self.report.session_ms + self._since_report_ms
+    def session_ms(self) -> float | None:
+        """Session time now, as the bridge counts it; None while it shows nothing of this epoch."""
+        if self._reported_s is None or self.report.value.epoch != self._record.now.epoch:
+            return None
+        return self.report.value.session_ms + (self._now() - self._reported_s) * 1000
 
     @property
     def flowing(self) -> bool:
-        """True while the bridge says that output arrives."""
-        age_ms = self.report.output_age_ms
-        return age_ms >= 0 and age_ms + self._since_report_ms < FLOWING_MS
+        """True while the bridge says that what goes in comes back, at whatever cadence is usual for it."""
+        report = self.report.value
+        good = self.shown and self.sending and not report.stalled_ms and not report.output_broken
+        return good and report.health not in {LOADING, "error"} and self.heard_for_s > 0
 
     @property
-    def _since_report_ms(self) -> float:
-        return (time.monotonic() - self.reported_s) * 1000
+    def opened(self) -> bool:
+        """Whether its bridge, the one that it has now, knows its epoch."""
+        return self._reported_s is not None and self.report.value.epoch >= self._record.now.epoch
 
-    async def until_over(self) -> tuple[str, str] | None:
-        """Return the first reason for which the session must end; None when its duties are not ours now."""
-        first: asyncio.Future[tuple[str, str] | None] = asyncio.get_running_loop().create_future()
+    @property
+    def heard_for_s(self) -> float:
+        """For how long this bridge has reported; 0 while it does not."""
+        return 0.0 if self._heard_since_s is None else self._now() - self._heard_since_s
 
-        async def report(watcher: Awaitable[tuple[str, str] | None]) -> None:
-            verdict = await watcher
-            if not first.done():
-                first.set_result(verdict)
+    @property
+    def shown(self) -> bool:
+        """Whether viewers ever got a picture."""
+        return self._evidence.value.shown
 
-        def failed(_: str, error: Exception) -> None:
-            if not first.done():
-                first.set_exception(error)
+    @property
+    def sending(self) -> bool:
+        """Whether the publisher sends pictures, as far as the bridge says."""
+        return self.report.value.publisher == bridge_pb2.PUBLISHER_SENDING
 
-        async with Bulkhead(failed) as watchers:  # a TaskGroup cancels once, and nats-py may swallow that
-            watchers.start("bridge", report(self._watch_bridge()))
-            watchers.start("runner", report(self._watch_runner()))
-            watchers.start("record", report(self._watch_record()))
-            watchers.start("slices", report(self._renew_slices()))
-            return await first
+    def _know(self, **facts: object) -> None:
+        self._evidence.set(replace(self._evidence.value, **facts))  # type: ignore[arg-type]
 
-    async def _watch_bridge(self) -> tuple[str, str]:
-        broken_since_s: float | None = None
+    async def judging(self) -> End:
+        """Weigh the evidence whenever there is more of it; return why the session must end."""
         while True:
+            version = self._evidence.version
+            verdict = judge(self._evidence.value, self._now())
+            if verdict.step is Step.END:
+                return End(verdict.why, verdict.message)
+            if (verdict, self._evidence_epoch) != (self.verdict.value, self._judged_epoch):
+                self._judged_epoch = self._evidence_epoch
+                self.verdict.set(verdict)
+            uneasy = verdict.step is not Step.STAY or self._evidence.value.uneasy
+            with suppress(TimeoutError):
+                async with asyncio.timeout(UNEASY_S if uneasy else 1.0):
+                    await self._evidence.newer_than(version)
+
+    async def _while_same(
+        self, key: Callable[[Session], Hashable], work: Callable[[], Coroutine[object, object, End | None]]
+    ) -> End:
+        """Do `work`, and again from its beginning when `key` of the record has changed."""
+
+        async def other(was: Hashable) -> End | None:
+            await self._record.until(lambda now: key(now) != was)
+            return None
+
+        while True:
+            end = await race(work(), other(key(self._record.now)))
+            if end is not None:
+                return end
+
+    # --- the bridge
+
+    async def bridge(self) -> End:
+        """Follow the bridge's reports; return why the session must end."""
+        return await self._while_same(lambda session: session.bridge, self._follow_bridge)
+
+    async def _follow_bridge(self) -> End | None:
+        broken_since_s: float | None = None
+        lost_since_s: float | None = None
+        self._reported_s = self._heard_since_s = None
+        while True:
+            why = ""
             try:
                 async for report in within(
-                    self._settings.bridge_lost_after_s, self._neighbours.bridge_reports(self.session)
+                    self._settings.bridge_lost_after_s, self._neighbours.bridge_reports(self._record.now)
                 ):
-                    broken_since_s = None
-                    verdict = await self._judge(report)
-                    if verdict is not None:
-                        return verdict
+                    broken_since_s = lost_since_s = None
+                    end = await self._take(report)
+                    if end is not None:
+                        return end
             except NotFoundError:
-                return Reason.BRIDGE_LOST, "the ingest process does not know the session any more"
+                why = "the ingest process does not know the session any more"
             except (UnavailableError, DeadlineExceededError):
-                now_s = time.monotonic()
-                broken_since_s = broken_since_s or now_s
-                if now_s - broken_since_s > self._settings.bridge_lost_after_s:
-                    return Reason.BRIDGE_LOST, "the ingest process does not answer"
+                broken_since_s = broken_since_s or self._now()
+                if self._now() - broken_since_s > self._settings.bridge_lost_after_s:
+                    why = "the ingest process does not answer"
+            if why:
+                lost_since_s = lost_since_s or self._now()
+                if self._now() - lost_since_s > self._settings.publisher_grace_s:
+                    return End(Reason.BRIDGE_LOST, why)
+                await self._lost_bridge(why)
             await asyncio.sleep(RETRY_S)
 
-    async def _judge(self, report: bridge_pb2.BridgeReport) -> tuple[str, str] | None:
-        """Move the session's phase as the bridge sees it, or return why it must end."""
-        self.report = report
-        self.reported_s = time.monotonic()
-        if report.fault:
-            return Reason.INPUT_UNUSABLE, report.fault
-        if report.drained:
-            return Reason.INPUT_ENDED, ""
-        if report.credit_exhausted:
-            return Reason.CREDIT_EXHAUSTED, "the credit is used up"
-        if report.publisher == bridge_pb2.PUBLISHER_GONE:
-            return Reason.PUBLISHER_GONE, "the publisher did not come back within its grace"
-        limit_ms = self.session.max_duration_ms
-        if limit_ms and report.session_ms >= limit_ms:
-            return Reason.MAX_DURATION, f"{limit_ms / 1000:g} s are the longest session allowed"
-        if report.frames_in and report.output_age_ms < 0 and self._waits_in_vain(report):
-            return Reason.NO_OUTPUT, "the runner returned no picture"
+    async def _lost_bridge(self, why: str) -> None:
+        """Its publisher may come back elsewhere: until then the session is paused, and keeps its runner."""
+        if self._record.now.bridge_lost_unix_ms:
+            return
+        was = self._record.now
         try:
-            await self._record_progress(report)
-        except (
-            UnavailableError,
-            NotFoundError,
-        ) as error:  # NATS is away, or the stream was deleted: next time
-            log.info("progress not recorded", session=self.session.id, reason=error.reason)
+            now = await self._record.change(
+                lambda session: session.without_bridge(was.bridge, now_unix_ms=now_unix_ms())
+            )
+        except SluiceError as error:
+            log.info("lost bridge not recorded", session=was.id, reason=error.reason)
+            return
+        self._reported_s = self._heard_since_s = None
+        log.warning("bridge lost", session=was.id, bridge=was.bridge, why=why)
+        if now.phase is not was.phase:
+            self._telling.entered(now)
+
+    async def _take(self, report: bridge_pb2.BridgeReport) -> End | None:
+        """Note what the bridge sees, or return why the session must end."""
+        if self._record.now.bridge_lost_unix_ms:
+            with suppress(SluiceError):  # NATS is away: with the next report
+                await self._record.change(lambda was: was.with_bridge())
+        now_s = self._now()
+        self._reported_s = now_s
+        self._heard_since_s = self._heard_since_s or now_s
+        self.report.set(report)
+        end = self._over(report)
+        if end is not None:
+            return end
+        mine = report.epoch == self._record.now.epoch  # else it is of a runner before or after
+        slow = mine and (report.health, report.health_cause) == ("degraded_inference", SLOW)
+        well = mine and report.health == "online"
+        self._well_since_s = (self._well_since_s or now_s) if well else None
+        was = self._evidence.value
+        self._know(
+            bridge_heard_s=now_s,
+            stalled_ms=report.stalled_ms if mine else 0,
+            output_broken=report.output_broken and mine,
+            shown=report.output_age_ms >= 0,
+            slow_since_s=(was.slow_since_s or now_s) if slow else None,
+            slow_helped=was.slow_helped or now_s - (self._well_since_s or now_s) >= WELL_S,
+        )
+        await self._progress.note(report)
+        await self._prove(now_s)
+        return None
+
+    def _over(self, report: bridge_pb2.BridgeReport) -> End | None:
+        limit_ms = self._record.now.max_duration_ms
+        if report.fault:
+            return End(Reason.INPUT_UNUSABLE, report.fault)
+        if report.drained:
+            return End(Reason.INPUT_ENDED)
+        if report.credit_exhausted:
+            return End(Reason.CREDIT_EXHAUSTED, "the credit is used up")
+        if report.publisher == bridge_pb2.PUBLISHER_GONE:
+            return End(Reason.PUBLISHER_GONE, "the publisher did not come back within its grace")
+        if limit_ms and report.session_ms >= limit_ms:
+            return End(Reason.MAX_DURATION, f"{limit_ms / 1000:g} s are the longest session allowed")
+        if report.frames_in and report.output_age_ms < 0 and self._waits_in_vain(report):
+            return End(Reason.NO_OUTPUT, "the runner returned no picture")
         return None
 
     def _waits_in_vain(self, report: bridge_pb2.BridgeReport) -> bool:
@@ -165,166 +269,105 @@ class Watch:
         silent_ms = report.progress_age_ms if report.HasField("progress_age_ms") else report.session_ms
         return silent_ms > self._settings.first_output_within_s * 1000
 
-    async def _record_progress(self, report: bridge_pb2.BridgeReport) -> None:
-        await self._take_back(report)
-        phase, fault = phase_seen(self.session.phase, self.session.degraded_by, report)
-        if (phase, fault) != (self.session.phase, self.session.degraded_by):
-            entered = phase is not self.session.phase
-            self.session = await self._store.change_session(
-                self.session.id, lambda was: was.seen_in(phase, degraded_by=fault)
-            )
-            if entered:
-                self._entered(self.session)
-        if report.applied_pts > self.folded_pts:
-            await self._store.change_stream(self.session.stream, lambda was: was.past(report.applied_pts))
-            self.folded_pts = report.applied_pts
-
-    async def _take_back(self, report: bridge_pb2.BridgeReport) -> None:
-        """Put the stream's parameters back to what they were before the revisions that the runner refused.
-
-        It is a revision of its own, told to the runner like any other: to whom it changes nothing.
-        """
-        refused = set(report.refused_revisions) - self._taken_back
-        if not refused:
+    async def _prove(self, now_s: float) -> None:
+        """Forget the runners that failed the session once one has shown it for a while."""
+        if not self.flowing:
+            self._flows_since_s = None
             return
-        was: list[Stream] = []
+        self._flows_since_s = self._flows_since_s or now_s
+        session = self._record.now
+        if session.failures and session.next is None and now_s - self._flows_since_s >= PROVEN_S:
+            with suppress(SluiceError):  # NATS is away, or it ended: with the next report, or never
+                await self._record.change(lambda was: was.proven(session.epoch))
 
-        def step(stream: Stream) -> Stream:
-            was[:] = [stream]
-            return stream.without(refused)
+    # --- the runner
 
-        now = await self._store.change_stream(self.session.stream, step)
-        self._taken_back |= refused
-        patch = difference(was[0].params, now.params)
-        if not patch:
-            return
-        log.info("refused parameters taken back", session=self.session.id, revisions=sorted(refused))
-        try:
-            message = patch_to_proto(Scheduled(now.revision, patch, 0))
-            await self._neighbours.update(self.session, message)
-        except SluiceError as error:  # it shows these values already
-            log.info("runner not told", session=self.session.id, reason=error.reason)
+    async def runner(self) -> End:
+        """Follow the reports of the runner that has the session; return why the session must end."""
+        return await self._while_same(lambda session: session.place, self._follow_runner)
 
-    async def _watch_runner(self) -> tuple[str, str]:
-        broken_since_s: float | None = None
+    async def _follow_runner(self) -> End | None:
+        place = self._record.now.place
+        self._begin_evidence()
         while True:
             try:
-                async for report in within(
-                    self._settings.runner_lost_after_s, self._neighbours.runner_reports(self.session)
-                ):
-                    broken_since_s = None
-                    if report.state == runner_pb2.SlotReport.STATE_FAILED:
-                        reason = report.reason if report.reason in RUNNER_FAULTS else Reason.RUNNER_LOST
-                        return reason, report.message
+                reports = self._neighbours.runner_reports(self._record.now.id, place)
+                async for report in within(self._settings.runner_lost_after_s, reports):
                     if report.state == runner_pb2.SlotReport.STATE_FINISHED:
                         await asyncio.sleep(self._settings.runner_lost_after_s)  # the bridge has the word
-                        return Reason.INPUT_ENDED, ""
-                    if report.state == runner_pb2.SlotReport.STATE_DETACHED:
-                        return Reason.RUNNER_LOST, "the runner let the session go"
+                        return End(Reason.INPUT_ENDED)
+                    self._hear(report)
+                self._gone(place, restarted=False)
             except NotFoundError:
-                return Reason.RUNNER_LOST, "the runner does not know the session any more"
+                self._gone(place, restarted=True)
             except (UnavailableError, DeadlineExceededError, ConflictError):
-                now_s = time.monotonic()
-                broken_since_s = broken_since_s or now_s
-                if now_s - broken_since_s > self._settings.runner_lost_after_s and not self.flowing:
-                    return Reason.RUNNER_LOST, "the runner does not answer"
+                self._gone(place, restarted=False)
             await asyncio.sleep(RETRY_S)
 
-    async def _watch_record(self) -> tuple[str, str] | None:
-        """Return when somebody else ended the session, or took its duties over."""
+    def _begin_evidence(self) -> None:
+        """What was known of another runner says nothing of this one."""
+        moves = self._record.now.moves
+        was = self._evidence.value
+        slow_moved_s, helped = was.slow_moved_s, was.slow_helped
+        if moves and moves[-1].why == SLOW and moves[-1].epoch == self._record.now.epoch:
+            slow_moved_s, helped = self._now(), False  # until it was well for a while
+        self.restarted = False
+        self._evidence_epoch = self._record.now.epoch
+        self._flows_since_s = self._well_since_s = None
+        self._evidence.set(
+            Evidence(
+                bridge_heard_s=was.bridge_heard_s,
+                shown=was.shown,
+                runner_heard_s=self._now(),
+                slow_moved_s=slow_moved_s,
+                slow_helped=helped,
+            )
+        )
+
+    def _hear(self, report: runner_pb2.SlotReport) -> None:
+        failed = ""
+        if report.state == runner_pb2.SlotReport.STATE_FAILED:
+            failed = report.reason or RUNNER_LOST
+        if report.state == runner_pb2.SlotReport.STATE_DETACHED and report.reason != "moved":
+            failed = RUNNER_LOST
+        self.restarted = False
+        self._know(
+            runner_heard_s=self._now(),
+            gone_since_s=None,
+            failed=failed,
+            message=report.message,
+            interrupted=report.interrupted,
+            suspected=report.suspected,
+        )
+
+    def _gone(self, place: Place, *, restarted: bool) -> None:
+        since_s = self._evidence.value.gone_since_s
+        if since_s is None or restarted is not self.restarted:
+            log.info("runner gone", session=self._record.now.id, runner=place.runner, restarted=restarted)
+        self.restarted = restarted
+        self._know(gone_since_s=since_s or self._now())
+
+    # --- the record
+
+    async def record(self) -> End | None:
+        """Return when somebody else ended the session; None when somebody took its duties over."""
+        session = self._record.now.id
         while True:
-            version = self._store.sessions_view.changed.version
             try:
-                record = await self._store.session(self.session.id)
+                record = await self._store.session(session)
             except UnavailableError:  # NATS is away: the session runs on
                 await asyncio.sleep(RETRY_S)
                 continue
+            except NotFoundError:  # NATS lost what it had, and the session runs on
+                with suppress(SluiceError):
+                    await self._store.create_session(self._record.now)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._record.saw(record)
             if record.phase is Phase.ENDED:
-                return record.end_reason, record.end_message
+                return End(record.end_reason, record.end_message)
             if record.owner != self._replica:
                 return None
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(5.0):
-                    await self._changed(self.session.id, record.revision, version)
-            except TimeoutError:
-                continue
-
-    async def _changed(self, session: str, revision: int, version: int) -> None:
-        view = self._store.sessions_view
-        while True:
-            version, _ = await view.changed.newer_than(version)
-            seen = self._store.session_seen(session)
-            if seen is not None and seen.revision != revision:
-                return
-
-    async def _renew_slices(self) -> tuple[str, str]:
-        """Keep credit reserved ahead; once there is no more, tell the bridge where it ends."""
-        slice_ms = self._settings.slice_s * 1000
-        while True:
-            await asyncio.sleep(min(1.0, self._settings.slice_s / 4))
-            session_ms = self.session_ms
-            if self.session.paid_until_ms - session_ms > slice_ms / 2:
-                continue
-            overdraft_s = self._settings.overdraft_s
-            try:
-                reserved = await self._neighbours.reserve(self.session, round(session_ms + slice_ms))
-                paid_until_ms = reserved.paid_until_ms
-            except (UnavailableError, DeadlineExceededError) as error:
-                log.warning("billing does not answer", session=self.session.id, reason=error.reason)
-                continue
-            except ConflictError:
-                continue  # settled, so it has ended; the watcher of the record says so
-            except PaymentRequiredError:
-                overdraft_s, paid_until_ms = 0.0, self.session.paid_until_ms
-            try:
-                self.session = await self._store.change_session(
-                    self.session.id,
-                    lambda was, paid=paid_until_ms: alive(was).with_(paid_until_ms=paid),  # type: ignore[misc]
-                )
-            except UnavailableError:
-                self.session = replace(self.session, paid_until_ms=paid_until_ms)
-            except ConflictError:
-                continue  # it ended; the watcher of the record says so
-            try:
-                await self._neighbours.extend_credit(self.session, overdraft_s=overdraft_s)
-            except SluiceError as error:
-                log.warning("bridge not told of credit", session=self.session.id, reason=error.reason)
-
-
-async def within(silence_s: float, reports: AsyncIterator[Report]) -> AsyncIterator[Report]:
-    """Yield `reports`. Raises DeadlineExceededError when the next one, due every second, does not come.
-
-    A process that hangs keeps its connections: gRPC answers pings from a thread of its own. One silence is no
-    evidence, for it was perhaps this process that stood still: the caller asks anew.
-    """
-    while True:
-        try:
-            async with asyncio.timeout(silence_s):
-                report = await anext(reports)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise DeadlineExceededError(f"no report for {silence_s:g} s", reason="SILENT") from None
-        yield report
-
-
-def alive(session: Session) -> Session:
-    """Return the session unless it has ended: then somebody was faster, and a start or a renewal stops."""
-    if session.phase is Phase.ENDED:
-        raise ConflictError("the session has ended", reason="SESSION_ENDED", session=session.id)
-    return session
-
-
-def phase_seen(phase: Phase, fault: str, report: bridge_pb2.BridgeReport) -> tuple[Phase, str]:
-    """Return the phase that the bridge's report stands for and, of a degraded session, whose fault it is."""
-    silent = report.publisher == bridge_pb2.PUBLISHER_SILENT
-    if report.output_age_ms < 0:
-        return phase, fault
-    if phase in {Phase.STARTING, Phase.LIVE, Phase.DEGRADED} and silent:
-        return Phase.PAUSED, ""
-    if phase in {Phase.STARTING, Phase.PAUSED} and not silent:
-        return Phase.LIVE, ""  # and from there, with the next report, wherever the runner's health leads
-    if phase in {Phase.LIVE, Phase.DEGRADED} and report.health != LOADING:
-        fault = FAULTS.get(report.health, "")
-        return (Phase.DEGRADED if fault else Phase.LIVE), fault
-    return phase, fault
+                    await self._store.session_beyond(session, record.revision)

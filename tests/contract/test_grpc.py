@@ -66,6 +66,9 @@ class Scripted(RouterServicer):
     async def Capacity(self, request: router.CapacityRequest, context: Context) -> router.CapacityResponse:
         raise NotImplementedError
 
+    async def Queue(self, request: router.QueueRequest, context: Context) -> router.QueueResponse:
+        raise NotImplementedError
+
 
 @pytest.fixture
 def servicer() -> Scripted:
@@ -180,6 +183,16 @@ async def test_channels_are_opened_once_an_address(port: int) -> None:
         address = f"127.0.0.1:{port}"
         assert channels.to(address) is channels.to(address)
         assert (await release(RouterStub(channels.to(address)))).released == 7
+
+
+async def test_a_channel_that_leads_nowhere_makes_room_for_another_one(port: int) -> None:
+    async with Channels(capacity=2) as channels:
+        used = channels.to(f"127.0.0.1:{port}")
+        await release(RouterStub(used))
+        dead = channels.to("127.0.0.1:1")
+        channels.to("127.0.0.1:2")
+        assert channels.to(f"127.0.0.1:{port}") is used, "it is connected"
+        assert channels.to("127.0.0.1:1") is not dead
 
 
 async def test_ipv6_is_served_where_there_is_any(servicer: Scripted) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -288,9 +289,87 @@ async def test_a_caller_that_goes_away_does_not_leave_a_session_behind(
     with pytest.raises(asyncio.CancelledError):
         await starting
     around.bridge.forget(SESSION)  # as ingest does when its call is cut
-    around.router.release("Grant")
     assert (await one.ended()).end_reason == "start_failed"
     assert around.held() == []
+
+
+async def waits(around: Neighbourhood, one: Replica, **wishes: Any) -> asyncio.Future[pb.Session]:
+    """A start that waits in the queue."""
+    await one.create(wishes=pb.Wishes(max_wait_ms=20_000, **wishes))
+    around.publish()
+    taken = {runner.name: "ses_other00000" for runner in around.runners}
+    around.router.held |= taken
+    starting = asyncio.ensure_future(one.start(around.bridge.address))
+
+    async def waiting() -> bool:
+        return around.router.waiting == [SESSION]
+
+    await until(waiting)
+    assert (await one.session()).phase == pb.PHASE_ALLOCATING
+    return starting
+
+
+async def test_a_start_waits_in_the_queue_as_long_as_its_stream_says_and_holds_no_credit_meanwhile(
+    around: Neighbourhood, one: Replica
+) -> None:
+    starting = await waits(around, one, priority=7, region="eu", labels={"pool": "big"})
+    await asyncio.sleep(0.5)
+    assert around.billing.calls == []
+    del around.router.held["r2"]
+    assert (await starting).runner == "r2"
+    (grant,) = around.router.requests("Grant", router_pb2.GrantRequest)
+    assert (grant.wait_ms, grant.priority) == (20_000, 7)
+    assert (grant.requirements.region, dict(grant.requirements.labels)) == ("eu", {"pool": "big"})
+
+
+async def test_a_caller_that_goes_away_leaves_the_queue_at_once(around: Neighbourhood, one: Replica) -> None:
+    starting = await waits(around, one)
+    starting.cancel()
+
+    async def left() -> bool:
+        return not around.router.waiting
+
+    await until(left, 1.0)
+    around.router.held.clear()
+    assert (await one.ended()).end_reason == "start_failed"
+    assert around.held() == []
+    assert (await one.stream()).session == ""
+
+
+async def test_a_stop_ends_the_wait_in_the_queue_at_once(around: Neighbourhood, one: Replica) -> None:
+    starting = await waits(around, one)
+    await one.stop()
+    with pytest.raises(ConflictError) as refusal:
+        async with asyncio.timeout(1.0):
+            await starting
+    assert refusal.value.reason == "SESSION_ENDED"
+    around.router.held.clear()
+    assert (await one.ended()).end_reason == "stopped"
+    assert around.held() == []
+
+
+async def test_a_pipeline_that_costs_more_than_the_stream_allows_is_refused_and_nothing_is_held(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create(wishes=pb.Wishes(max_micro_per_second=999))
+    around.publish()
+    with pytest.raises(ConflictError) as refusal:
+        await one.start(around.bridge.address)
+    assert (refusal.value.reason, refusal.value.details["micro_per_second"]) == ("PRICE_ABOVE_CAP", "1000")
+    assert (await one.ended()).end_reason == "price_above_cap"
+    assert around.held() == []
+
+
+async def test_a_refusal_for_want_of_a_slot_never_touches_the_credit(
+    around: Neighbourhood, one: Replica
+) -> None:
+    await one.create()
+    around.publish()
+    around.router.runners.clear()
+    with pytest.raises(ExhaustedError):
+        await one.start(around.bridge.address)
+    await one.ended()
+    assert around.billing.calls == []
 
 
 async def test_of_two_sessions_for_one_stream_at_once_exactly_one_wins(
@@ -370,6 +449,26 @@ async def test_of_many_ends_at_once_one_holds_and_everything_is_freed_once(
     assert told.count("ended") == 1
 
 
+async def test_an_end_is_told_once_though_the_bridge_sees_something_new_just_then(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    seen = around.bridge.sessions[SESSION]
+    gate = asyncio.Event()
+    around.billing.before("Settle", gate.wait)
+    stopping = asyncio.ensure_future(one.stop())
+    for _ in range(5):
+        seen.see(publisher=bridge_pb2.PUBLISHER_SILENT)
+        await asyncio.sleep(0.02)
+        seen.see(publisher=bridge_pb2.PUBLISHER_SENDING)
+        await asyncio.sleep(0.02)
+    gate.set()
+    await stopping
+    await one.ended()
+    await asyncio.sleep(0.2)
+    told = [event.type for event in await collected(one, 3)]
+    assert told.count("ended") == 1
+
+
 async def test_a_stop_that_overtakes_the_start_leaves_nothing(around: Neighbourhood, one: Replica) -> None:
     await one.create()
     around.publish()
@@ -417,10 +516,9 @@ async def test_a_stop_that_overtakes_the_attach_leaves_nothing(around: Neighbour
 @pytest.mark.parametrize(
     ("said", "kept"),
     [
-        ("engine_crashed", "engine_crashed"),
         ("pipeline_failed", "pipeline_failed"),
         ("input_undecodable", "input_undecodable"),
-        ("something else", "runner_lost"),
+        ("params_refused", "params_refused"),
     ],
 )
 async def test_what_the_runner_says_of_its_failure_is_the_reason(
@@ -430,46 +528,6 @@ async def test_what_the_runner_says_of_its_failure_is_the_reason(
     ended = await one.ended()
     assert (ended.end_reason, ended.end_message) == (kept, "at frame 7")
     assert around.held() == []
-
-
-async def forgets(around: Neighbourhood) -> None:
-    around.runner.restart()
-
-
-async def lets_go(around: Neighbourhood) -> None:
-    around.runner.say(runner_pb2.SlotReport.STATE_DETACHED)
-
-
-def no_output(around: Neighbourhood) -> None:
-    """What the bridge sees when the runner is really gone."""
-    seen = around.bridge.sessions[SESSION].report
-    now = bridge_pb2.BridgeReport()
-    now.CopyFrom(seen.value)
-    now.output_age_ms = 5000
-    seen.set(now)
-
-
-async def falls_silent(around: Neighbourhood) -> None:
-    around.runner.hang("Watch")
-    no_output(around)
-
-
-async def is_killed(around: Neighbourhood) -> None:
-    await around.runner.die()
-    no_output(around)
-
-
-@pytest.mark.parametrize("how", [forgets, lets_go, falls_silent, is_killed], ids=lambda how: how.__name__)
-async def test_a_runner_that_is_there_no_more_ends_the_session(
-    around: Neighbourhood,
-    one: Replica,
-    live: pb.Session,
-    how: Callable[[Neighbourhood], object],
-) -> None:
-    await how(around)  # type: ignore[misc]
-    assert (await one.ended()).end_reason == "runner_lost"
-    assert around.router.held == {}
-    assert SESSION in around.bridge.gone
 
 
 async def test_a_runner_that_does_not_report_keeps_a_session_whose_output_arrives(
@@ -495,16 +553,28 @@ async def bridge_is_killed(around: Neighbourhood) -> None:
 @pytest.mark.parametrize(
     "how", [bridge_forgets, bridge_falls_silent, bridge_is_killed], ids=lambda how: how.__name__
 )
-async def test_an_ingest_process_that_is_there_no_more_ends_the_session(
+async def test_an_ingest_process_that_is_there_no_more_ends_the_session_after_its_publishers_grace(
     around: Neighbourhood,
     one: Replica,
     live: pb.Session,
     how: Callable[[Neighbourhood], object],
 ) -> None:
     await how(around)  # type: ignore[misc]
+    paused = await one.reaches(pb.PHASE_PAUSED)
+    assert paused.bridge_lost_unix_ms
+    assert around.runner.session == SESSION, "it keeps the pipeline's state for the publisher's return"
     assert (await one.ended()).end_reason == "bridge_lost"
     assert around.router.held == {}
     assert around.runner.session == ""
+
+
+async def test_an_ingest_process_that_answers_again_has_its_session_still(
+    around: Neighbourhood, live: pb.Session, one: Replica
+) -> None:
+    around.bridge.hang("Report")
+    assert (await one.reaches(pb.PHASE_PAUSED)).bridge_lost_unix_ms
+    around.bridge.release("Report")
+    assert (await one.reaches(pb.PHASE_LIVE)).bridge_lost_unix_ms == 0
 
 
 async def test_a_bridge_that_is_away_for_a_moment_is_forgiven(
@@ -543,15 +613,6 @@ async def test_what_the_bridge_sees_ends_the_session(
     closed = around.bridge.gone[SESSION].closed
     assert closed is not None
     assert closed.reason == reason
-
-
-@pytest.mark.parametrize("reason", ["out_of_memory", "params_refused", "start_failed"])
-async def test_a_runner_that_gave_up_says_why_in_words(
-    around: Neighbourhood, one: Replica, live: pb.Session, reason: str
-) -> None:
-    around.runner.say(FAILED, reason, "the model needs 12 GB")
-    ended = await one.ended()
-    assert (ended.end_reason, ended.end_message) == (reason, "the model needs 12 GB")
 
 
 async def test_a_session_whose_engine_is_restarted_in_place_lives_on(
@@ -681,7 +742,7 @@ async def test_a_watcher_that_swallows_its_cancellation_does_not_keep_a_session_
     monkeypatch.setattr(one.store, "session", stubborn)
     await one.start(around.bridge.address)
     await asyncio.sleep(0.05)
-    around.runner.say(FAILED, "engine_crashed")
+    around.runner.say(FAILED, "pipeline_failed")
 
     async def free() -> bool:
         return bool(swallowed) and around.held() == []

@@ -25,7 +25,7 @@ from tests.support.fakes import FakeRunner
 from tests.support.nats import NatsServer, nats_server
 from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, neighbourhood, until
 
-FAILED_ENGINE = "engine_crashed"
+GAVE_UP = "pipeline_failed"
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ async def adopted(replica: Replica, owner: str) -> None:
 
 
 def fail(runner: FakeRunner) -> None:
-    runner.say(runner_pb2.SlotReport.STATE_FAILED, FAILED_ENGINE)
+    runner.say(runner_pb2.SlotReport.STATE_FAILED, GAVE_UP)
 
 
 async def test_any_replica_serves_any_call_and_the_owner_takes_note(
@@ -108,7 +108,7 @@ async def test_the_session_of_a_replica_that_died_is_adopted_within_six_seconds_
     around.bridge.sessions[SESSION].see(publisher=bridge_pb2.PUBLISHER_SILENT)
     await two.reaches(pb.PHASE_PAUSED)
     fail(around.runner)
-    assert (await two.ended()).end_reason == FAILED_ENGINE
+    assert (await two.ended()).end_reason == GAVE_UP
     assert around.held() == []
 
 
@@ -127,7 +127,8 @@ async def test_a_start_whose_replica_died_is_ended_and_its_slot_is_freed(
     await one.kill()
     with pytest.raises((UnavailableError, asyncio.CancelledError)):
         await starting
-    assert (await two.ended()).end_reason == "start_interrupted"
+    # One that is cancelled here, where a power cut would have silenced it, may still say so itself.
+    assert (await two.ended()).end_reason in {"start_interrupted", "start_failed"}
     assert around.held() == []
     assert (await two.stream()).session == ""
 
@@ -186,7 +187,7 @@ async def test_a_failure_while_nats_is_away_is_recorded_when_it_is_back(
     fail(around.runner)
     await asyncio.sleep(0.5)
     await nats.start()
-    assert (await one.ended()).end_reason == FAILED_ENGINE
+    assert (await one.ended()).end_reason == GAVE_UP
     assert around.held() == []
 
 

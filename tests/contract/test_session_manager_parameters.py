@@ -481,3 +481,64 @@ async def test_a_stream_keeps_its_parameters_over_its_sessions(around: Neighbour
     assert around.runner.attached is not None
     assert json.loads(around.runner.attached.params)["prompt"] == "sketch"
     assert around.runner.attached.slot_epoch == 2
+
+
+# --- a telling that was cut off
+
+
+async def test_a_revision_is_told_though_its_caller_goes_away(around: Neighbourhood, one: Replica) -> None:
+    await one.create()
+    await started(around, one)
+    gate = asyncio.Event()
+    around.runner.before("Update", gate.wait)
+    asking = asyncio.ensure_future(one.update({"prompt": "sketch"}))
+
+    async def asked() -> bool:
+        return any(name == "Update" for name, _ in around.runner.calls)
+
+    around.runner.fail("Update", UnavailableError("and then it is away"))
+    await until(asked)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    gate.set()
+
+    async def told() -> bool:
+        return [patch.revision for patch in around.runner.patches] == [2]
+
+    await until(told)
+
+
+async def test_a_revision_that_was_recorded_and_never_told_is_told_by_the_owner(
+    around: Neighbourhood,
+) -> None:
+    async with around.replica("hasty", call_timeout_s=0.2) as one:
+        await one.create()
+        await started(around, one)
+        seen = around.bridge.sessions[SESSION]
+        seen.see(frames_in=10, output_age_ms=0)
+        await one.store.change_stream(  # as a replica does that dies before it tells the runner
+            STREAM, lambda was: was.patched({"prompt": "sketch", "seed": 7}, 0)
+        )
+
+        async def told() -> bool:
+            return bool(around.runner.patches)
+
+        await until(told)
+        (patch,) = around.runner.patches
+        assert (patch.revision, json.loads(patch.patch)) == (2, {"prompt": "sketch", "seed": 7})
+        seen.see(frames_in=11)
+        await asyncio.sleep(0.5)
+        assert len(around.runner.patches) == 1, "once is enough"
+
+
+async def test_a_revision_that_shows_is_not_told_again(around: Neighbourhood) -> None:
+    async with around.replica("hasty", call_timeout_s=0.2) as one:
+        await one.create()
+        await started(around, one)
+        seen = around.bridge.sessions[SESSION]
+        seen.see(frames_in=10, output_age_ms=0)
+        await one.update({"prompt": "sketch"})
+        seen.see(applied_revision=2)
+        await asyncio.sleep(1.6)
+        assert len(around.runner.patches) == 1

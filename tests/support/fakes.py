@@ -17,6 +17,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from protos.billing.v1 import billing_pb2, billing_pb2_grpc
+from protos.events.v1 import events_pb2
 from protos.inference.v1 import runner_pb2, runner_pb2_grpc
 from protos.ingest.v1 import bridge_pb2, bridge_pb2_grpc
 from protos.router.v1 import router_pb2, router_pb2_grpc
@@ -93,7 +94,7 @@ async def serving(fake: Fake, add: Callable[[grpc.aio.Server], None]) -> AsyncIt
 
 
 class FakeRouter(Fake, router_pb2_grpc.RouterServicer):
-    """Grants the slots of `runners`, in their order."""
+    """Grants the slots of `runners`, in their order; who finds none waits as long as it says."""
 
     def __init__(self, offers: list[router_pb2.PipelineCapacity]) -> None:
         super().__init__()
@@ -101,16 +102,13 @@ class FakeRouter(Fake, router_pb2_grpc.RouterServicer):
         self.runners: dict[str, str] = {}  # name to address, one slot each
         self.held: dict[str, str] = {}  # runner to session
         self.epochs: defaultdict[str, int] = defaultdict(int)
+        self.cold: set[str] = set()  # runners that have not loaded the pipeline
+        self.waiting: list[str] = []  # sessions
 
     async def Grant(self, request: router_pb2.GrantRequest, context: Any) -> router_pb2.GrantResponse:
         await self._enter("Grant", request)
-        mine = [name for name, session in self.held.items() if session == request.session]
-        free = [name for name in self.runners if name not in self.held]
-        fitting = [name for name in (*mine, *free) if name not in request.exclude]
-        if not fitting:
-            raise ExhaustedError("no slot is free", reason="NO_CAPACITY", retry_after_s=5, position=1)
-        name = fitting[0]
-        if name not in mine:
+        name = await self._wait(request)
+        if self.held.get(name) != request.session:
             self.held[name] = request.session
             self.epochs[name] += 1
         await self._leave("Grant")
@@ -119,9 +117,34 @@ class FakeRouter(Fake, router_pb2_grpc.RouterServicer):
         )
         return router_pb2.GrantResponse(grant=grant)
 
+    async def _wait(self, request: router_pb2.GrantRequest) -> str:
+        now = asyncio.get_running_loop().time
+        until_s = now() + request.wait_ms / 1000
+        self.waiting.append(request.session)
+        try:
+            while True:
+                fitting = self._fitting(request)
+                if fitting:
+                    return fitting[0]
+                if now() >= until_s:
+                    raise ExhaustedError("no slot is free", reason="NO_CAPACITY", retry_after_s=5, position=1)
+                await asyncio.sleep(0.01)
+        finally:
+            self.waiting.remove(request.session)
+
+    def _fitting(self, request: router_pb2.GrantRequest) -> list[str]:
+        mine = [name for name, session in self.held.items() if session == request.session]
+        free = [name for name in self.runners if name not in self.held]
+        cold = self.cold if request.requirements.warm else set()
+        return [name for name in (*mine, *free) if name not in {*request.exclude, *cold}]
+
     async def Release(self, request: router_pb2.ReleaseRequest, context: Any) -> router_pb2.ReleaseResponse:
         await self._enter("Release", request)
-        mine = [name for name, session in self.held.items() if session == request.session]
+        mine = [
+            name
+            for name, session in self.held.items()
+            if session == request.session and request.runner in {"", name}
+        ]
         for name in mine:
             del self.held[name]
         return router_pb2.ReleaseResponse(released=len(mine))
@@ -132,7 +155,12 @@ class FakeRouter(Fake, router_pb2_grpc.RouterServicer):
 
     async def Runners(self, request: Any, context: Any) -> router_pb2.RunnersResponse:
         await self._enter("Runners", request)
-        return router_pb2.RunnersResponse()
+        adverts = [
+            events_pb2.RunnerAdvert(runner=name, address=address) for name, address in self.runners.items()
+        ]
+        return router_pb2.RunnersResponse(
+            runners=[router_pb2.RunnerView(advert=advert) for advert in adverts]
+        )
 
 
 class FakeBilling(Fake, billing_pb2_grpc.BillingServicer):
@@ -186,12 +214,49 @@ class OpenSession:
     """One session at the fake bridge."""
 
     opened: list[bridge_pb2.OpenRequest] = field(default_factory=list)
+    epoch: int = 0  # that viewers get
+    candidate: int = 0
+    over: set[int] = field(default_factory=set)  # epochs that are closed
     closed: bridge_pb2.CloseRequest | None = None
     report: Latest[bridge_pb2.BridgeReport] = field(
         default_factory=lambda: Latest(
             bridge_pb2.BridgeReport(publisher=bridge_pb2.PUBLISHER_SENDING, output_age_ms=-1, input_age_ms=-1)
         )
     )
+
+    def open(self, request: bridge_pb2.OpenRequest) -> None:
+        highest = max([self.epoch, self.candidate, *self.over])
+        if request.epoch in self.over or (
+            request.epoch < highest and request.epoch not in {self.epoch, self.candidate}
+        ):
+            raise ConflictError("a newer epoch was open", reason="STALE_EPOCH", highest=highest)
+        self.opened.append(request)
+        if not self.epoch:
+            self.epoch = request.epoch
+        elif request.epoch != self.epoch:
+            self.candidate = request.epoch
+        self.see(epoch=self.epoch, candidate=self.candidate)
+
+    def hand_over(self, **facts: Any) -> None:
+        """Viewers get the candidate's output from here on."""
+        self.over.add(self.epoch)
+        self.epoch, self.candidate = self.candidate, 0
+        self.see(
+            epoch=self.epoch,
+            candidate=0,
+            stalled_ms=0,
+            output_broken=False,
+            output_age_ms=0,
+            handover=bridge_pb2.Handover(**{"epoch": self.epoch, "freeze_ms": 40, **facts}),
+        )
+
+    def close_epoch(self, epoch: int) -> None:
+        if epoch == self.epoch:
+            raise ConflictError("viewers get it", reason="EPOCH_IS_CURRENT")
+        self.over.add(epoch)
+        if epoch == self.candidate:
+            self.candidate = 0
+            self.see(candidate=0)
 
     def see(self, **facts: Any) -> None:
         """Report `facts` from now on, and what was reported before."""
@@ -211,6 +276,7 @@ class FakeBridge(Fake, bridge_pb2_grpc.BridgeServicer):
         self.sessions: dict[str, OpenSession] = {}
         self.gone: dict[str, OpenSession] = {}
         self.latency = bridge_pb2.Latency()  # of every session, as it is closed
+        self.shows = True  # what is promoted, at once
 
     def expect(self, session: str) -> OpenSession:
         self.sessions[session] = OpenSession()
@@ -228,22 +294,39 @@ class FakeBridge(Fake, bridge_pb2_grpc.BridgeServicer):
 
     async def Open(self, request: bridge_pb2.OpenRequest, context: Any) -> bridge_pb2.OpenResponse:
         await self._enter("Open", request)
-        self._session(request.session).opened.append(request)
+        self._session(request.session).open(request)
         await self._leave("Open")
         url = f"http://bridge.test/{request.session}"
         return bridge_pb2.OpenResponse(
             channels=bridge_pb2.Channels(
-                **{"in": f"{url}/in"}, out=f"{url}/out", control=f"{url}/control", events=f"{url}/events"
+                **{"in": f"{url}/in"},
+                out=f"{url}/out-{request.epoch}",
+                control=f"{url}/control",
+                events=f"{url}/events",
             )
         )
 
+    async def Promote(self, request: bridge_pb2.PromoteRequest, context: Any) -> bridge_pb2.PromoteResponse:
+        await self._enter("Promote", request)
+        one = self._session(request.session)
+        if request.epoch not in {one.epoch, one.candidate}:
+            raise ConflictError("there is no such candidate", reason="NO_CANDIDATE")
+        if self.shows and request.epoch == one.candidate:
+            one.hand_over()
+        await self._leave("Promote")
+        return bridge_pb2.PromoteResponse()
+
     async def Close(self, request: bridge_pb2.CloseRequest, context: Any) -> bridge_pb2.CloseResponse:
         await self._enter("Close", request)
-        if request.session in self.sessions:
-            self.sessions[request.session].closed = request
-            self.forget(request.session)
-            return bridge_pb2.CloseResponse(latency=self.latency)
-        return bridge_pb2.CloseResponse()
+        one = self.sessions.get(request.session)
+        if one is None:
+            return bridge_pb2.CloseResponse()
+        if request.epoch:
+            one.close_epoch(request.epoch)
+            return bridge_pb2.CloseResponse()
+        one.closed = request
+        self.forget(request.session)
+        return bridge_pb2.CloseResponse(latency=self.latency, position=one.report.value.position)
 
     async def Report(
         self, request: bridge_pb2.ReportRequest, context: Any
@@ -277,6 +360,9 @@ class FakeRunner(Fake, runner_pb2_grpc.RunnerServicer):
         self.patches: list[runner_pb2.Patch] = []
         self.report = Latest(runner_pb2.SlotReport(state=runner_pb2.SlotReport.STATE_RUNNING))
         self.applies = "live"
+        self.rebound: list[runner_pb2.RebindRequest] = []
+        self.draining = False
+        self.overlaps = 0  # attaches that found another session in the slot
 
     @property
     def session(self) -> str:
@@ -292,9 +378,17 @@ class FakeRunner(Fake, runner_pb2_grpc.RunnerServicer):
         self.attached = None
         self.report.set(self.report.value)
 
+    async def die(self) -> None:
+        await super().die()
+        self.attached = None
+
     async def Attach(self, request: runner_pb2.AttachRequest, context: Any) -> runner_pb2.AttachResponse:
         await self._enter("Attach", request)
-        if self.session and self.session != request.session:
+        if self.session and self.attached is not None:
+            mine = (self.attached.session, self.attached.session_epoch)
+            if mine == (request.session, request.session_epoch):
+                return runner_pb2.AttachResponse()
+            self.overlaps += 1
             raise ConflictError("the slot is taken", reason="SLOT_OCCUPIED")
         self.attached = request
         self.patches = []
@@ -308,6 +402,17 @@ class FakeRunner(Fake, runner_pb2_grpc.RunnerServicer):
         self.patches.append(request.patch)
         await self._leave("Update")
         return runner_pb2.UpdateResponse(applies=self.applies)
+
+    async def Rebind(self, request: runner_pb2.RebindRequest, context: Any) -> runner_pb2.RebindResponse:
+        await self._enter("Rebind", request)
+        self._find(request.session)
+        self.rebound.append(request)
+        return runner_pb2.RebindResponse(in_pts=9000, out_pts=8000)
+
+    async def Drain(self, request: runner_pb2.DrainRequest, context: Any) -> runner_pb2.DrainResponse:
+        await self._enter("Drain", request)
+        self.draining = not request.cancel
+        return runner_pb2.DrainResponse()
 
     async def Detach(self, request: runner_pb2.DetachRequest, context: Any) -> runner_pb2.DetachResponse:
         await self._enter("Detach", request)

@@ -55,7 +55,9 @@ SHORT_TIMES: Final = {
     "call_timeout_s": 1.0,
     "attach_timeout_s": 0.5,
     "runner_lost_after_s": 0.4,
+    "failover_within_s": 2.0,
     "bridge_lost_after_s": 0.8,
+    "publisher_grace_s": 1.0,
     "replica_ttl_s": 2,
     "shutdown_grace_s": 0.05,
 }
@@ -106,6 +108,20 @@ class Replica:
         request = pb.StopRequest(session=session, **facts)
         await call(self.stub.Stop, request, pb.StopResponse, timeout_s=10)
 
+    async def move(self, session: str = SESSION, **facts: Any) -> pb.Session:
+        request = pb.MoveRequest(session=session, **facts)
+        return await call(self.stub.Move, request, pb.Session, timeout_s=5)
+
+    async def drain(self, runner: str, *, cancel: bool = False) -> int:
+        """How many sessions are left there."""
+        request = pb.DrainRunnerRequest(runner=runner, cancel=cancel)
+        answer = await call(self.stub.DrainRunner, request, pb.DrainRunnerResponse, timeout_s=5)
+        return answer.sessions
+
+    async def rejoin(self, bridge: str, stream: str = STREAM) -> pb.RejoinResponse:
+        request = pb.RejoinRequest(stream=stream, bridge=bridge)
+        return await call(self.stub.Rejoin, request, pb.RejoinResponse, timeout_s=5)
+
     async def stream(self, stream: str = STREAM, tenant: str = "") -> pb.Stream:
         request = pb.GetStreamRequest(id=stream, tenant=tenant)
         return await call(self.stub.GetStream, request, pb.Stream, timeout_s=5)
@@ -153,7 +169,7 @@ class Neighbourhood:
         self.nats_url = nats_url
         self.router = FakeRouter([OFFER])  # type: ignore[abstract]
         self.billing = FakeBilling()  # type: ignore[abstract]
-        self.bridge = FakeBridge()  # type: ignore[abstract]
+        self.bridge = FakeBridge()
         self.runners = [FakeRunner(f"r{number}") for number in range(4)]  # type: ignore[abstract]
 
     @property
@@ -205,7 +221,7 @@ class Neighbourhood:
                 replicas=replicas.follow(ownership.view),
                 liveness=ownership.live(),
                 adoption=ownership.adopt_orphans(),
-                events=lives.publish_events(),
+                events=lives.telling.publish(),
             )
             await stack.enter_async_context(loops)
             server = serve_grpc(partial(add_SessionsServicer_to_server, servicer), times.listen, 0.05)

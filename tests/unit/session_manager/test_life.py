@@ -6,9 +6,10 @@ import pytest
 
 from protos.ingest.v1 import bridge_pb2
 from services.common import errors
-from services.session_manager.life import start_failure
 from services.session_manager.machine import Phase, Session, SessionId, StreamId
-from services.session_manager.watch import alive, phase_seen
+from services.session_manager.progress import phase_seen
+from services.session_manager.record import alive
+from services.session_manager.starting import failure
 
 SENDING, SILENT = bridge_pb2.PUBLISHER_SENDING, bridge_pb2.PUBLISHER_SILENT
 FINISHED, WAITING = bridge_pb2.PUBLISHER_FINISHED, bridge_pb2.PUBLISHER_WAITING
@@ -89,7 +90,7 @@ def test_a_degraded_session_says_whose_fault_it_is(
 def test_a_failed_start_has_the_reason_of_what_stood_in_its_way(
     error: errors.SluiceError, reason: str
 ) -> None:
-    assert start_failure(error) == reason
+    assert failure(error) == reason
 
 
 def session(phase: Phase) -> Session:

@@ -15,18 +15,19 @@ from services.common.json_objects import json_object, merge_patch
 from services.session_manager.machine import (
     HISTORY_BYTES,
     MAX_HISTORY,
+    MAX_MOVES,
     MAX_SCHEDULED,
     NEXT,
+    Move,
     Phase,
+    Place,
     Reason,
-    Scheduled,
     Session,
     SessionId,
     Stream,
     StreamId,
-    difference,
-    whole,
 )
+from services.session_manager.revisions import Scheduled, difference, whole
 
 A, B = SessionId("ses_aaaaaaaa"), SessionId("ses_bbbbbbbb")
 # Section 7 of the architecture, written out once more by hand.
@@ -42,7 +43,11 @@ LEGAL = {
     ("LIVE", "MIGRATING"),
     ("DEGRADED", "MIGRATING"),
     ("PAUSED", "MIGRATING"),
+    ("STARTING", "MIGRATING"),
+    ("MIGRATING", "STARTING"),
     ("MIGRATING", "LIVE"),
+    ("MIGRATING", "DEGRADED"),
+    ("MIGRATING", "PAUSED"),
     *((phase.name, "ENDED") for phase in Phase if phase is not Phase.ENDED),
 }
 
@@ -102,6 +107,106 @@ def test_facts_change_without_the_phase_and_count_as_a_revision() -> None:
         7,
         1,
     )
+
+
+R1 = Place(runner="r1", address="r1:1", slot=2, slot_epoch=7, boot_id="boot", why="drain")
+
+
+def move(epoch: int) -> Move:
+    return Move(unix_ms=5, left="r0", to="r1", why="drain", epoch=epoch, freeze_ms=40)
+
+
+def test_a_session_that_moves_is_where_it_was_until_it_has_arrived() -> None:
+    was = session(Phase.LIVE).with_(runner="r0", epoch=3, move_wanted="drain")
+    going = was.heading(R1)
+    assert (going.phase, going.runner, going.epoch) == (Phase.MIGRATING, "r0", 3)
+    assert going.next == replace(R1, epoch=4)
+    there = going.moved(move(4), failures=1)
+    assert (there.phase, there.next, there.move_wanted) == (Phase.LIVE, None, "")
+    assert there.place == replace(R1, epoch=4, why="")
+    assert (there.moves, there.failures) == ((move(4),), 1)
+
+
+def test_every_candidate_has_an_epoch_above_all_that_were_there() -> None:
+    going = session(Phase.LIVE).heading(R1).heading(R1)
+    assert going.next is not None
+    assert (going.epoch, going.next.epoch, going.newest_epoch) == (1, 3, 3)
+    assert going.heading(R1, above=9).newest_epoch == 10
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_nobody_arrives_where_the_session_does_not_go(epoch: int) -> None:
+    going = session(Phase.LIVE).heading(R1)
+    with pytest.raises(ConflictError):
+        going.moved(move(epoch))
+    with pytest.raises(ConflictError):
+        session(Phase.LIVE).moved(move(2))
+
+
+def test_a_record_tells_of_its_newest_moves() -> None:
+    one = session(Phase.LIVE)
+    for _ in range(MAX_MOVES + 3):
+        one = one.heading(R1)
+        one = one.moved(move(one.newest_epoch))
+    assert [each.epoch for each in one.moves] == list(range(5, 5 + MAX_MOVES))
+
+
+@pytest.mark.parametrize("phase", [Phase.LIVE, Phase.STARTING, Phase.PAUSED])
+def test_a_move_that_is_called_off_leaves_the_session_where_it_was(phase: Phase) -> None:
+    was = session(Phase.LIVE)
+    stayed = was.heading(R1).staying(phase)
+    assert (stayed.phase, stayed.next, stayed.place) == (phase, None, was.place)
+
+
+def test_a_session_without_a_bridge_is_paused_and_goes_nowhere() -> None:
+    lost = session(Phase.LIVE).without_bridge("ingest:7000", now_unix_ms=9)
+    assert (lost.phase, lost.bridge_lost_unix_ms) == (Phase.PAUSED, 9)
+    assert lost.without_bridge("ingest:7000", now_unix_ms=10) is lost
+    assert lost.without_bridge("another:1", now_unix_ms=10) is lost
+    with pytest.raises(ConflictError) as refusal:
+        lost.heading(R1)
+    assert refusal.value.reason == "BRIDGE_LOST"
+    assert lost.with_bridge().bridge_lost_unix_ms == 0
+
+
+def test_a_publisher_that_comes_back_elsewhere_has_an_epoch_of_its_own_and_calls_a_move_off() -> None:
+    going = session(Phase.LIVE).heading(R1)
+    back = going.rejoined(bridge="other:7000", signalling="http://other")
+    assert (back.bridge, back.epoch, back.next, back.phase) == ("other:7000", 3, None, Phase.PAUSED)
+    ended = going.end(Reason.STOPPED, "", 9)
+    with pytest.raises(ConflictError):
+        ended.rejoined(bridge="other:7000", signalling="")
+    assert ended.without_bridge("ingest:7000", now_unix_ms=9) is ended
+    assert ended.proven(1) is ended
+
+
+def test_only_the_runner_that_shows_the_session_clears_it_of_failures() -> None:
+    failed = session(Phase.LIVE).with_(failures=2, epoch=4)
+    assert failed.proven(3) is failed
+    assert failed.proven(4).failures == 0
+
+
+@pytest.mark.parametrize(
+    ("was", "reason"),
+    [
+        (session(Phase.STARTING), "NOT_LIVE"),
+        (session(Phase.ENDED), "NOT_LIVE"),
+        (session(Phase.PAUSED).with_(bridge_lost_unix_ms=9), "NOT_LIVE"),
+        (session(Phase.LIVE).with_(move_wanted="drain"), "MOVES_ALREADY"),
+        (session(Phase.MIGRATING), "MOVES_ALREADY"),
+    ],
+    ids=["starting", "ended", "without a bridge", "wished already", "moving"],
+)
+def test_only_a_session_that_lives_and_stays_is_wished_elsewhere(was: Session, reason: str) -> None:
+    with pytest.raises(ConflictError) as refusal:
+        was.wished_elsewhere("asked")
+    assert refusal.value.reason == reason
+    assert session(Phase.DEGRADED).wished_elsewhere("asked").move_wanted == "asked"
+
+
+def test_the_same_slot_is_told_from_its_later_grants() -> None:
+    assert R1.same_slot(replace(R1, epoch=9, boot_id="another", why=""))
+    assert not R1.same_slot(replace(R1, slot_epoch=8))
 
 
 class AnySteps(RuleBasedStateMachine):

@@ -9,17 +9,20 @@ from hypothesis import strategies as st
 
 from protos.sessions.v1 import sessions_pb2 as pb
 from services.session_manager.machine import (
-    Before,
     Delivery,
     Latency,
+    Move,
     Phase,
-    Scheduled,
+    Place,
+    Policy,
     Session,
     SessionId,
     StageLatency,
     Stream,
     StreamId,
+    Wishes,
 )
+from services.session_manager.revisions import Before, Scheduled
 from services.session_manager.store import (
     patch_to_proto,
     session_from_proto,
@@ -37,6 +40,38 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 PARAMS = st.dictionaries(TEXT, VALUES, max_size=4)
+
+WISHES = st.builds(
+    Wishes,
+    region=TEXT,
+    gpu_class=TEXT,
+    labels=st.dictionaries(TEXT, TEXT, max_size=3),
+    max_micro_per_second=COUNT,
+    policy=st.sampled_from(Policy),
+    priority=st.integers(-100, 100),
+    max_wait_ms=COUNT,
+)
+PLACES = st.builds(
+    Place,
+    runner=TEXT,
+    address=TEXT,
+    slot=SMALL,
+    slot_epoch=COUNT,
+    epoch=COUNT,
+    boot_id=TEXT,
+    why=TEXT,
+)
+MOVES = st.builds(
+    Move,
+    unix_ms=COUNT,
+    left=TEXT,
+    to=TEXT,
+    why=TEXT,
+    epoch=COUNT,
+    freeze_ms=COUNT,
+    lost=COUNT,
+    repeated=COUNT,
+)
 
 SESSIONS = st.builds(
     Session,
@@ -67,6 +102,13 @@ SESSIONS = st.builds(
     latency=st.builds(
         Latency, COUNT, st.lists(st.builds(StageLatency, TEXT, COUNT, COUNT), max_size=3).map(tuple)
     ),
+    wishes=WISHES,
+    next=st.none() | PLACES,
+    move_wanted=TEXT,
+    moves=st.lists(MOVES, max_size=3).map(tuple),
+    failures=SMALL,
+    bridge_lost_unix_ms=COUNT,
+    boot_id=TEXT,
 )
 STREAMS = st.builds(
     Stream,
@@ -87,6 +129,7 @@ STREAMS = st.builds(
     deleted=st.booleans(),
     scheduled=st.lists(st.builds(Scheduled, COUNT, PARAMS, COUNT), max_size=3).map(tuple),
     history=st.lists(st.builds(Before, COUNT, PARAMS, st.lists(TEXT).map(tuple)), max_size=3).map(tuple),
+    wishes=WISHES,
 )
 
 
