@@ -38,7 +38,7 @@ class Counts:
 
 
 class Chapters:
-    """Writes `session.segment` and `session.first_picture`, children of the span that opened the session."""
+    """Writes `session.segment`, `.first_picture`, `.handover`: children of the span that opened it."""
 
     def __init__(
         self, traceparent: str, *, now_s: Callable[[], float], wall_ns: Callable[[], int] = time.time_ns
@@ -54,6 +54,10 @@ class Chapters:
     def first_picture(self) -> None:
         """The runner's first picture goes to the viewers: what they waited for since the session opened."""
         self._write("session.first_picture", self._opened_s, {})
+
+    def handover(self, since_s: float, attributes: Attributes) -> None:
+        """The viewers have another runner's output; it was wished for at `since_s`."""
+        self._write("session.handover", since_s, attributes)
 
     def returned(self, age_s: float) -> None:
         """A picture came back from the runner, `age_s` after its publisher's last byte of it."""

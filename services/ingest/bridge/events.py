@@ -89,6 +89,19 @@ class Status:
     pictures: Sequence[Sequence[int]]
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Not said by a runner: another one has the session, and viewers get its pictures from `pts` on.
+
+    `why`: what the one before was doing. `freeze_ms`: between its last picture and the first of the other.
+    """
+
+    why: str
+    pts: int
+    freeze_ms: int
+    lost: int
+
+
 Event: TypeAlias = Applied | Refused | Loading | Problem | Health | Status
 
 

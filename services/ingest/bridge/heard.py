@@ -6,6 +6,7 @@ Times are passed in.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,16 @@ from typing import Final, TypeAlias
 from prometheus_client import Counter
 
 from services.ingest.allowance import Allowance
-from services.ingest.bridge.events import APPLIES, Applied, Health, Loading, Problem, Refused
+from services.ingest.bridge.events import (
+    APPLIES,
+    DONE,
+    Applied,
+    Health,
+    Loading,
+    Moved,
+    Problem,
+    Refused,
+)
 
 UNHEARD: Final = Counter(
     "sluice_runner_events_unheard_total",
@@ -28,7 +38,10 @@ PROBLEMS: Final = 10
 READY: Final = frozenset({"idle", "online", "error"})  # in these states nothing loads
 LOADS: Final = frozenset({"load", "prepare"})  # the stages of a problem that ends a loading
 
-News: TypeAlias = Applied | Refused | Loading | Problem | Health
+Said: TypeAlias = Applied | Refused | Loading | Problem | Health
+News: TypeAlias = Said | Moved
+BESIDE: Final = "warm"  # why a pipeline loads that shows pictures meanwhile
+PROGRESS_S: Final = 25.0  # a runner that loads says so every ten seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,7 @@ class Heard:
         self.restarted_unix_ms: int | None = None
         self.count = 0  # of all news, for those who follow
         self._unix_ms = unix_ms
-        kinds: tuple[type[News], ...] = (Refused, Loading, Problem, Health)
+        kinds: tuple[type[Said], ...] = (Refused, Loading, Problem, Health)
         self._allowances = {kind: Allowance(EVENTS_PER_S, now_s) for kind in kinds}
         self._news: deque[News] = deque(maxlen=NEWS)
         self._applied: OrderedDict[int, Applied] = OrderedDict()
@@ -62,7 +75,7 @@ class Heard:
         self._newest: dict[str, Applied] = {}  # by way: of those that took it or a slower one
         self._late: dict[type[News], Loading | Health] = {}
 
-    def take(self, event: News, now_s: float) -> bool:
+    def take(self, event: Said, now_s: float) -> bool:
         """Take in what was said; False if it was too much, and is passed on later or not at all."""
         if isinstance(event, Loading):
             self._progress_s = now_s
@@ -77,6 +90,28 @@ class Heard:
         self._late.pop(type(event), None)
         self._keep(event)
         return True
+
+    def take_over(self, other: Heard, moved: Moved) -> None:
+        """The session goes on with another runner, of which `other` was heard so far.
+
+        How it is, is how that one is. What is known to be in a picture, or refused, stays known. That one
+        began with the parameters as they were then: the first revision that it shows has all before it.
+        """
+        loading = self.loading
+        self.health = None
+        self._late.clear()
+        self._progress_s = other._progress_s
+        self._keep(moved)
+        if loading is not None and other.loading is None:
+            self._keep(Loading(loading.why, loading.stage, DONE))
+        first = True
+        for event in other.since(0):
+            if isinstance(event, Applied):
+                if event.revision > self.applied_revision:
+                    self._keep(Applied(event.revision, event.pts, APPLIES[-1]) if first else event)
+                first = False
+            else:
+                self._keep(event)
 
     def tick(self, now_s: float) -> bool:
         """Pass on the newest states that were too much before; whether there were any."""
@@ -140,13 +175,23 @@ class Heard:
         """Since it last said that it loads; None: it never did."""
         return None if self._progress_s is None else round((now_s - self._progress_s) * 1000)
 
+    def loads(self, now_s: float) -> bool:
+        """Whether it says that it loads, and shows nothing meanwhile. Who fell silent does not."""
+        if self.loading is None or self._progress_s is None or self.loading.why == BESIDE:
+            return False
+        return now_s - self._progress_s <= PROGRESS_S
+
     def since(self, count: int) -> Sequence[News]:
         """The news after the first `count`, as far as they are kept."""
         missed = min(self.count - count, len(self._news))
         return [self._news[place] for place in range(len(self._news) - missed, len(self._news))]
 
 
-def _name(event: News) -> str:
+def unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _name(event: Said) -> str:
     return type(event).__name__.lower()
 
 

@@ -105,6 +105,11 @@ class Hub:
         """The live session of a stream, if its media passes here."""
         return self._by_stream.get(stream)
 
+    async def until_gone(self, session: BridgeSession) -> None:
+        """Wait until a session that was closed has left nothing here, so that its stream may have another."""
+        while self._by_stream.get(session.identity.stream) is session:
+            await self._changed.newer_than(self._changed.version)
+
     async def wait_for(
         self, stream: str, within_s: float, *, other_than: BridgeSession | None = None
     ) -> BridgeSession | None:

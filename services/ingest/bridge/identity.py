@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Final
 
 # Ends that are nobody's fault; of any other, clients are told as of an error.
-ORDERLY: Final = frozenset({"stopped", "stream_deleted", "input_ended", "publisher_gone", "max_duration"})
+ORDERLY: Final = frozenset(
+    {"stopped", "stream_deleted", "input_ended", "publisher_gone", "max_duration", "moved"}
+)
+# Ends of a session's part at this bridge: it goes on at another one, or may.
+GOES_ON: Final = frozenset({"moved", "bridge_lost"})
 
 
 @dataclass(frozen=True, slots=True)

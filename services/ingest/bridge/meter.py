@@ -42,6 +42,12 @@ class Meter:
         self._cut_frames = (0, 0, 0)
         self._seq = 0
 
+    def resume(self, at_ms: int, *, delivered_ms: int, paused_ms: int) -> None:
+        """Go on from another bridge's meter: what that one counted is its to bill."""
+        self._cut_ms = at_ms
+        self.delivered_ms = self._cut_delivered_ms = delivered_ms
+        self.paused_ms = self._cut_paused_ms = paused_ms
+
     def delivered(self, at_ms: int) -> None:
         """A picture of the runner was passed on: the time since the one before it was delivery."""
         if self._last_picture_ms is not None:

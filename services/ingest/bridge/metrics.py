@@ -24,6 +24,23 @@ FIRST_FRAME: Final = Histogram(
     buckets=(0.1, 0.2, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60),
 )
 FRAMES: Final = Counter("sluice_bridge_frames_total", "Pictures at the bridge.", ["direction"])
+HANDOVERS: Final = Counter(
+    "sluice_handovers_total",
+    "Sessions whose viewers got another runner's output, by how the one before was: flowing, idle (no input),"
+    " starting, stalled, broken (its connection), closed.",
+    ["kind"],
+)
+FREEZE: Final = Histogram(
+    "sluice_handover_freeze_seconds",
+    "Between the last picture of one runner and the first of the next, where input flowed.",
+    buckets=(0.02, 0.05, 0.1, 0.2, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 10, 30),
+)
+HANDOVER_FRAMES: Final = Counter(
+    "sluice_handover_frames_total",
+    "Pictures at handovers: lost between two runners, or held until the seam was known.",
+    ["outcome"],
+)
+STALLS: Final = Counter("sluice_stalls_total", "Times that nothing came back although input flowed.")
 BAD_EVENTS: Final = Counter("sluice_runner_bad_events_total", "Events of runners that cannot be read.")
 
 

@@ -33,6 +33,10 @@ class Presence:
         self.connected = True
         self._left_at_s = None
 
+    def resume(self, now_s: float) -> None:
+        """It sent pictures to another bridge before, and has its grace as if one had just come."""
+        self.in_at_s = now_s
+
     def left(self, now_s: float, *, finished: bool) -> None:
         """Its connection is gone. `finished`: it said before that it is done."""
         self.connected = False

@@ -62,6 +62,13 @@ class RunnerRequests:
         self._keyframe_waits = True
         self._send_keyframe()
 
+    def ask_keyframe_at(self, pts: int) -> None:
+        """The first picture that is not before `pts`; 0 is as `ask_keyframe`."""
+        if pts:
+            self._say("keyframe", at_pts=pts)
+        else:
+            self.ask_keyframe()
+
     def ask_bitrate(self, bits_per_second: int | None) -> None:
         """None: whatever the runner would do by itself."""
         self._wanted = bits_per_second

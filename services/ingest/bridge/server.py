@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import grpc
 import grpc.aio
 
 from protos.ingest.v1 import bridge_pb2, bridge_pb2_grpc
 from services.common.errors import InvalidError, NotFoundError
 from services.ingest.bridge.hub import Hub
+from services.ingest.bridge.reports import position_of
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -33,24 +33,27 @@ class BridgeServicer(bridge_pb2_grpc.BridgeServicer):
                 control=url + channels["control"].read_path,
                 events=url + channels["events"].write_path,
                 data=url + channels["data"].write_path,
+                state=url + channels["state"].write_path,
+                restore=url + channels["restore"].read_path if "restore" in channels else "",
             )
         )
 
     async def Promote(
         self, request: bridge_pb2.PromoteRequest, context: Context
     ) -> bridge_pb2.PromoteResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "promotion comes with migration")
-        raise AssertionError("abort returned")
+        self._hub.session(request.session).outputs.promote(request.epoch)
+        return bridge_pb2.PromoteResponse()
 
     async def Close(self, request: bridge_pb2.CloseRequest, context: Context) -> bridge_pb2.CloseResponse:
-        if request.epoch:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "closing one epoch comes with migration")
         try:
             session = self._hub.session(request.session)
         except NotFoundError:
             return bridge_pb2.CloseResponse()
+        if request.epoch:
+            session.outputs.close(request.epoch)
+            return bridge_pb2.CloseResponse()
         session.close(request.reason or "stopped", request.message)
-        return bridge_pb2.CloseResponse(latency=session.latency())
+        return bridge_pb2.CloseResponse(latency=session.latency(), position=position_of(session))
 
     async def Report(
         self, request: bridge_pb2.ReportRequest, context: Context

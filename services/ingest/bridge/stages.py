@@ -86,9 +86,15 @@ class Stages:
     def __init__(self, clock: str) -> None:
         self._awaited: OrderedDict[int, PictureTimes] = OrderedDict()
         self._unseen: deque[tuple[int, PictureTimes]] = deque(maxlen=AWAITED)
+        self._ours = clock
         self._clock = RunnerClock(clock)
         self._stages = {stage: _Newest() for stage in STAGES}
         self._total = _Newest()
+
+    def another_runner(self) -> None:
+        """What comes from now on is another one's: nothing is known of its clock."""
+        self._clock = RunnerClock(self._ours)
+        self._awaited.clear()
 
     def returned(self, pts: int, times: PictureTimes) -> None:
         """A picture came back; what the runner did with it is known later, or never."""

@@ -5,11 +5,13 @@ The rule it keeps: a picture that came back answers for all that are shown befor
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from typing import Final, NamedTuple
 
 CAPACITY: Final = 1024  # pictures whose transit can be measured: 34 s at 30 fps; of more, the oldest are not
 SMOOTHING: Final = 8  # pictures
+PACE: Final = 16  # pictures that came back; a pipeline that takes every third has lost nothing between two
 
 
 class Departure(NamedTuple):
@@ -26,6 +28,9 @@ class UnderWay:
     def __init__(self) -> None:
         self.transit_s = 0.0  # smoothed, from sent on to back
         self._departures: list[Departure] = []
+        self._answered: deque[int] = deque(
+            (1,), maxlen=PACE
+        )  # pictures for each that came back, itself included
 
     def __len__(self) -> int:
         return len(self._departures)
@@ -34,6 +39,11 @@ class UnderWay:
     def next_pts(self) -> int | None:
         """The earliest that may still come back; None with none under way."""
         return self._departures[0].pts if self._departures else None
+
+    def lost_before(self, pts: int) -> int:
+        """How many would have come back, at the pace of late, between the newest that did and `pts`."""
+        between = bisect_left(self._departures, pts, key=lambda departure: departure.pts)
+        return between // max(self._answered)
 
     def went(self, departure: Departure) -> None:
         insort(self._departures, departure)
@@ -44,6 +54,7 @@ class UnderWay:
         """When the picture that came back went; None for one that nobody sent."""
         place = bisect_right(self._departures, pts, key=lambda departure: departure.pts)
         last = self._departures[place - 1] if place else None
+        self._answered.append(max(place, 1))
         del self._departures[:place]
         if last is None or last.pts != pts:
             return None

@@ -7,13 +7,13 @@ from collections import deque
 
 from protos.events.v1 import events_pb2
 from protos.ingest.v1 import bridge_pb2
-from services.ingest.bridge.identity import Identity
+from services.ingest.bridge.identity import GOES_ON, Identity
 from services.ingest.bridge.meter import Meter, Window
 from services.ingest.bridge.outbox import Outbox
 
 
 class Usage:
-    """Session time is passed in, in ms. Nothing is billed before `extend` named a runner's epoch."""
+    """Session time is passed in, in ms. Nothing is billed before `runs` named a runner's epoch."""
 
     def __init__(self, identity: Identity, outbox: Outbox) -> None:
         self.meter = Meter()
@@ -27,10 +27,27 @@ class Usage:
         self._cut_ms = 0
         self._unstored: deque[events_pb2.UsageWindow] = deque()
 
+    def resume(self, position: bridge_pb2.Position) -> None:
+        """Go on from where the session's bridge before this one stopped."""
+        self._cut_ms = position.session_ms
+        self.meter.resume(
+            position.session_ms, delivered_ms=position.delivered_ms, paused_ms=position.paused_ms
+        )
+
+    def runs(self, epoch: int, runner: str) -> None:
+        """Whose output is metered from here on; what another one delivered was cut before."""
+        self._epoch = epoch
+        self._runner = runner
+
+    def settle(self, session_ms: int, frames: tuple[int, int, int]) -> None:
+        """End the window of the one who ran it until now; the next `cut` stores it."""
+        self._cut_ms = session_ms
+        self._unstored.extend(
+            self._line(window, "") for window in self.meter.cut(session_ms, frames, final=False)
+        )
+
     def extend(self, request: bridge_pb2.OpenRequest) -> None:
-        """Take what the session's owner says: who runs it, and until when that is paid."""
-        self._epoch = request.epoch
-        self._runner = request.runner or self._runner
+        """Take what the session's owner says: until when it is paid."""
         self.paid_until_ms = max(self.paid_until_ms or 0, request.paid_until_ms)
         self._overdraft_ms = request.overdraft_ms
 
@@ -45,10 +62,12 @@ class Usage:
         return session_ms - self._cut_ms
 
     async def cut(self, session_ms: int, frames: tuple[int, int, int], *, end_reason: str | None) -> None:
-        """Put what was used since the last cut into the outbox; with `end_reason` it is the last time."""
+        """Put what was used since the last cut into the outbox; with `end_reason` it is the last one here."""
         if not self._epoch:
             return
         self._cut_ms = session_ms
+        if end_reason in GOES_ON:
+            end_reason = None
         windows = self.meter.cut(session_ms, frames, final=end_reason is not None)
         self._unstored.extend(self._line(window, end_reason or "") for window in windows)
         while self._unstored:  # a cut that the session's end interrupted is finished by the last one

@@ -39,7 +39,7 @@ async def test_a_pause_of_minutes_ends_nothing_and_the_runner_gets_what_comes_af
         await pause(stage, MINUTES_S)
         assert not stage.session.closed.done()
         assert not runner_input(stage).closed
-        assert not stage.session._channels["out"].channel.closed
+        assert not stage.session._channels["out-1"].channel.closed
         stage.push(pictures(5, start=round((2 + MINUTES_S) * CLOCK_HZ)))
         sent = times(units_of(stage.sent_on()))
         assert len(sent) == before + 5

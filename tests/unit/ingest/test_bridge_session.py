@@ -115,7 +115,7 @@ async def test_a_live_publisher_whose_clock_stood_still_goes_on_by_wall_time() -
         stage.session.push(first, stage.now())
         await asyncio.sleep(20)
         stage.session.push(second, stage.now())
-        assert stage.session._in_pts == ORIGIN_TICKS + 20 * CLOCK_HZ
+        assert stage.session.outputs.in_pts == ORIGIN_TICKS + 20 * CLOCK_HZ
 
 
 # --- out
@@ -307,7 +307,7 @@ async def test_a_finished_input_is_drained_when_the_runner_closed_its_output() -
         await stage.reply(output(5))
         stage.session.finish()
         assert not stage.session.drained
-        stage.registry.close("ses_a/out")
+        stage.registry.close("ses_a/out-1")
         await settled()
         assert stage.session.drained
         assert stage.session.report().drained
@@ -330,7 +330,7 @@ async def test_an_input_that_goes_on_is_never_drained() -> None:
     async with staged() as stage:
         stage.open()
         stage.push(pictures(1))
-        stage.registry.close("ses_a/out")
+        stage.registry.close("ses_a/out-1")
         await asyncio.sleep(20)
         assert not stage.session.drained
 
@@ -343,19 +343,10 @@ async def test_the_same_open_again_gives_the_same_channels_and_only_ever_more_cr
         first = dict(stage.open(paid_until_ms=30_000, overdraft_ms=60_000))
         again = stage.open(paid_until_ms=20_000, overdraft_ms=0, runner="r1")
         assert again == first
-        assert set(first) == {"in", "play", "out", "control", "events", "data"}
+        assert set(first) == {"in", "out", "control", "events", "data", "state"}
         assert stage.session.report().paid_until_ms == 30_000
         await stage.live(1)
     assert {window.runner for window in stage.disk.windows} == {"r1"}
-
-
-async def test_an_epoch_is_neither_followed_nor_preceded_by_another() -> None:
-    async with staged() as stage:
-        stage.open(epoch=3)
-        for epoch, reason in ((2, "STALE_EPOCH"), (4, "EPOCH_OPEN")):
-            with pytest.raises(ConflictError) as refusal:
-                stage.open(epoch=epoch)
-            assert (refusal.value.reason, refusal.value.details["epoch"]) == (reason, "3")
 
 
 async def test_nothing_is_opened_for_a_publisher_that_has_gone() -> None:
@@ -419,8 +410,8 @@ async def test_each_stage_of_a_pictures_way_is_measured_and_the_slowest_points_a
         stage.session.push(unit, stage.now() - 0.004)
         sent_us = round(1e6 * stage.now())
         await asyncio.sleep(0.050)
-        await stage.reply([moved(unit, stage.session._in_pts)])
-        picture = [stage.session._in_pts, sent_us + 5_000, 1_000, 2_000, 30_000, 4_000]
+        await stage.reply([moved(unit, stage.session.outputs.in_pts)])
+        picture = [stage.session.outputs.in_pts, sent_us + 5_000, 1_000, 2_000, 30_000, 4_000]
         told = {"clock": clock_name(), "pictures": [picture]}
         await stage.event({"type": "status", "dropped": 0, "infer_ms": 30.0, **told})
         reported = stage.session.stages.report()
@@ -494,7 +485,7 @@ async def test_a_report_says_what_the_bridge_sees() -> None:
         for unit in pictures(50):
             stage.session.push(unit, stage.now())
             await asyncio.sleep(FRAME_S / 2)
-            await stage.reply([moved(unit, stage.session._in_pts)])
+            await stage.reply([moved(unit, stage.session.outputs.in_pts)])
             await asyncio.sleep(FRAME_S / 2)
         report = stage.session.report()
         assert (report.frames_in, report.frames_out, report.frames_dropped) == (50, 50, 0)
@@ -595,7 +586,7 @@ async def test_a_session_that_ends_while_the_disk_is_slow_loses_no_window() -> N
     async with staged(disk=disk, silent_after_s=2, window_s=5) as stage:
         stage.open()
         await stage.live(1)
-        while not stage.session._usage.meter._seq:  # a window was cut, and is on its way to the disk
+        while not stage.session.usage.meter._seq:  # a window was cut, and is on its way to the disk
             await asyncio.sleep(0.01)
         assert disk.windows == []
     assert [window.seq for window in disk.windows] == [1, 2]

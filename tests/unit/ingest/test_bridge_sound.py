@@ -122,9 +122,11 @@ class Broadcast:
         stage.session.push(unit, stage.now())
         if unit.codec is Codec.H264:
             # A runner's key frames are its own; here every picture is one, for any may be the first.
-            self._next = moved(pictures(1)[0], stage.session._in_pts)
-        elif self.through and stage.session._started:
-            heapq.heappush(answers, (at_s + 0.005, -1, moved(unit, stage.session._timeline._audio_pts)))
+            self._next = moved(pictures(1)[0], stage.session.outputs.in_pts)
+        elif self.through and stage.session._incoming._started:
+            heapq.heappush(
+                answers, (at_s + 0.005, -1, moved(unit, stage.session._incoming._timeline._audio_pts))
+            )
 
 
 def order(seen: list[Seen], since_s: float = 0, until_s: float = 1e9) -> list[tuple[int, bool]]:
@@ -281,7 +283,7 @@ async def test_sound_goes_out_when_the_runner_is_done() -> None:
         stage.open()
         await with_sound(stage)
         await stage.reply(output(1))
-        stage.registry.close("ses_a/out")
+        stage.registry.close("ses_a/out-1")
         await settled()
         assert len(times(stage.delivered(), Codec.AAC)) == CLOCK_HZ // AAC_FRAME
 
@@ -324,10 +326,10 @@ async def test_sound_that_comes_late_or_changes_is_announced_with_the_next_segme
             for unit in mixed(pictures(100), some):
                 stage.push([unit])
                 if unit.codec is Codec.H264:
-                    await stage.reply([moved(unit, stage.session._in_pts)])
+                    await stage.reply([moved(unit, stage.session.outputs.in_pts)])
                     clock.now_s += FRAME / CLOCK_HZ
                 elif through and stage.muxer.audio is unit.codec:
-                    await stage.reply([moved(unit, stage.session._timeline._audio_pts)])
+                    await stage.reply([moved(unit, stage.session._incoming._timeline._audio_pts)])
         stage.session.close("stopped", "")
         await viewing
     kinds = [one.unit.codec for one in seen if one.sound]
@@ -413,7 +415,7 @@ async def test_a_runner_that_returns_no_sound_is_silent_and_never_the_raw_sound(
             await stage.reply(output(25))
             await with_sound(stage, seconds=2)
             await asyncio.sleep(5)
-            stage.registry.close("ses_a/out")
+            stage.registry.close("ses_a/out-1")
             await settled()
             assert stage.session.frames_out == 25
             assert times(stage.delivered(), Codec.AAC) == []
@@ -436,7 +438,7 @@ async def test_with_complete_delivery_nothing_of_the_sound_is_lost() -> None:
             await stage.reply(output(50)[number : number + 1])
             last = [unit for unit in stage.delivered() if unit.codec is Codec.H264][-1].pts
             assert all(pts <= last for pts in times(stage.delivered(), Codec.AAC))
-        stage.registry.close("ses_a/out")
+        stage.registry.close("ses_a/out-1")
         await settled()
         assert len(times(stage.delivered(), Codec.AAC)) == 2 * CLOCK_HZ // AAC_FRAME
 
@@ -459,7 +461,7 @@ async def test_what_is_no_picture_does_not_pass_from_the_runner() -> None:
     async with staged() as stage:
         stage.open()
         stage.push(pictures(2))
-        channel = stage.session._channels["out"].channel
+        channel = stage.session._channels["out-1"].channel
         muxer = Muxer(audio=Codec.AAC)
         with channel.begin_segment() as writer:
             writer.write(b"garbage" * 100 + muxer.begin_segment())
