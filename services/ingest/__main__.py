@@ -13,7 +13,7 @@ from services.common.grpc_client import Channels
 from services.common.grpc_server import serve_grpc
 from services.common.http_server import serve_http
 from services.common.telemetry import instance_name, telemetry
-from services.common.topology import USAGE
+from services.common.topology import PROBE, USAGE
 from services.common.trickle.registry import Registry
 from services.common.trickle.server import serve_trickle, trickle_app
 from services.ingest.app import public_app
@@ -30,7 +30,7 @@ from services.ingest.transports.rtmp.pushes import Pushes
 from services.ingest.transports.rtmp.server import serve_rtmp
 from services.ingest.transports.trickle import BASE_PATH, PublicChannels
 
-CHANNELS_PER_SESSION: Final = 6
+CHANNELS_PER_SESSION: Final = 15  # `in`, `play`, `data`, and six for each of two runners
 # A slow runner of a `complete` stream reads the last segments long after their publisher left.
 LINGER_S: Final = 60.0
 FLUSH_S: Final = 2.0
@@ -54,6 +54,7 @@ async def run(settings: IngestSettings) -> None:
         outbox(settings.outbox_path, bus) as box,
     ):
         await bus.ensure_stream(USAGE, settings.nats_replicas)
+        await bus.ensure_stream(PROBE, settings.nats_replicas)
         authenticator = Authenticator(channels, bus, settings)
         plane = ControlPlane(channels, settings)
         keys = StreamKeys(settings.stream_secret.encode())

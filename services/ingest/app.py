@@ -16,6 +16,7 @@ from services.ingest.faces import (
     account,
     channels,
     events,
+    fleet,
     hls,
     playground,
     scope,
@@ -54,7 +55,7 @@ def public_app(core: Core) -> FastAPI:
     app = FastAPI(title="Sluice", version="1", docs_url="/docs", redoc_url=None, telemetry=NO_TELEMETRY)
     app.state.core = core
     translate_errors(app)
-    for face in (streams, events, account, channels, ts, hls, whip, whep):
+    for face in (streams, events, account, fleet, channels, ts, hls, whip, whep):
         app.include_router(face.router)
     app.include_router(streams.legacy)
     app.include_router(scope.router)

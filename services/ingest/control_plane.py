@@ -1,20 +1,31 @@
-"""Ingest's calls to session-manager, router and billing, each with its bound."""
+"""Ingest's calls to session-manager, router, billing and other bridges, each with its bound."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Final, cast
 
 from protos.billing.v1 import billing_pb2, billing_pb2_grpc
+from protos.ingest.v1 import bridge_pb2, bridge_pb2_grpc
 from protos.router.v1 import router_pb2, router_pb2_grpc
 from protos.sessions.v1 import sessions_pb2, sessions_pb2_grpc
-from services.common.grpc_client import Channels, call
+from services.common.errors import SluiceError
+from services.common.grpc_client import Channels, call, stream
+from services.ingest import in_line
 from services.ingest.settings import IngestSettings
+
+LONGEST_WAIT_S: Final = 300.0  # of a start in the line for a runner: what the router allows
+BRIDGES_WITHIN_S: Final = 1.0  # for what other ingest processes know: it is only shown
+ASKED_AT_ONCE: Final = 32
 
 
 class ControlPlane:
     """What the faces need to know and do; errors arrive as our own taxonomy."""
 
     def __init__(self, channels: Channels, settings: IngestSettings) -> None:
+        self._channels = channels
         self._sessions = sessions_pb2_grpc.SessionsStub(channels.to(settings.session_manager_address))
         self._router = router_pb2_grpc.RouterStub(channels.to(settings.router_address))
         self._billing = billing_pb2_grpc.BillingStub(channels.to(settings.billing_address))
@@ -49,18 +60,43 @@ class ControlPlane:
         )
 
     async def start_session(
-        self, stream: str, session: str, bridge: str, signalling: str
+        self, stream: sessions_pb2.Stream, session: str, bridge: str, signalling: str
     ) -> sessions_pb2.Session:
+        """Start it, after a wait in the line for a runner. Cancelled, the session-manager leaves the line."""
         request = sessions_pb2.StartSessionRequest(
-            stream=stream, session=session, bridge=bridge, signalling=signalling
+            stream=stream.id, session=session, bridge=bridge, signalling=signalling
         )
-        answer = await call(
-            self._sessions.StartSession,
-            request,
-            sessions_pb2.StartSessionResponse,
-            timeout_s=self._timeout_s,
-        )
+        wait_s = stream.wishes.max_wait_ms / 1000 or LONGEST_WAIT_S
+        try:
+            answer = await call(
+                self._sessions.StartSession,
+                request,
+                sessions_pb2.StartSessionResponse,
+                timeout_s=self._timeout_s + wait_s,
+            )
+        except SluiceError as error:
+            raise in_line.refused(error) from error
         return answer.session
+
+    async def rejoin(self, stream: str, bridge: str, signalling: str) -> sessions_pb2.RejoinResponse:
+        """Take a live session over, for its publisher is here. Raises NotFoundError, ConflictError."""
+        request = sessions_pb2.RejoinRequest(stream=stream, bridge=bridge, signalling=signalling)
+        return await call(
+            self._sessions.Rejoin, request, sessions_pb2.RejoinResponse, timeout_s=self._timeout_s
+        )
+
+    async def move(self, session: str, tenant: str) -> sessions_pb2.Session:
+        """Wish a session elsewhere; what became of it is in its record. `tenant` empty: whose it is."""
+        request = sessions_pb2.MoveRequest(session=session, tenant=tenant)
+        return await call(self._sessions.Move, request, sessions_pb2.Session, timeout_s=self._timeout_s)
+
+    async def drain_runner(self, runner: str, *, cancel: bool) -> int:
+        """Let a runner take nothing more, or again; how many sessions are left on it."""
+        request = sessions_pb2.DrainRunnerRequest(runner=runner, cancel=cancel)
+        answer = await call(
+            self._sessions.DrainRunner, request, sessions_pb2.DrainRunnerResponse, timeout_s=self._timeout_s
+        )
+        return answer.sessions
 
     async def stop_session(self, session: str, tenant: str) -> None:
         request = sessions_pb2.StopRequest(session=session, tenant=tenant)
@@ -76,6 +112,36 @@ class ControlPlane:
             self._sessions.List, request, sessions_pb2.ListResponse, timeout_s=self._timeout_s
         )
         return answer.sessions
+
+    async def queue(self, session: str = "") -> Mapping[str, router_pb2.QueuePlace]:
+        """Who waits for a runner, by session; of one session, or all."""
+        answer = await call(
+            self._router.Queue,
+            router_pb2.QueueRequest(session=session),
+            router_pb2.QueueResponse,
+            timeout_s=self._timeout_s,
+        )
+        return {place.session: place for place in answer.places}
+
+    async def reports(self, records: Sequence[sessions_pb2.Session]) -> Mapping[str, bridge_pb2.BridgeReport]:
+        """What other ingest processes see of the sessions they have, as far as those answer in time."""
+        found: dict[str, bridge_pb2.BridgeReport] = {}
+        room = asyncio.Semaphore(ASKED_AT_ONCE)
+
+        async def ask(record: sessions_pb2.Session) -> None:
+            bridge = bridge_pb2_grpc.BridgeStub(self._channels.to(record.bridge))
+            request = bridge_pb2.ReportRequest(session=record.id)
+            asking = stream(bridge.Report, request, bridge_pb2.BridgeReport)
+            async with room, aclosing(cast("AsyncGenerator[bridge_pb2.BridgeReport]", asking)) as reports:
+                with suppress(SluiceError, StopAsyncIteration):
+                    found[record.id] = await anext(reports)
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BRIDGES_WITHIN_S), asyncio.TaskGroup() as group:
+                for record in records:
+                    if record.bridge and record.phase != sessions_pb2.PHASE_ENDED:
+                        group.create_task(ask(record))
+        return found
 
     async def capacity(self) -> Sequence[router_pb2.PipelineCapacity]:
         answer = await call(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import string
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,7 @@ from services.common.errors import (
     ConflictError,
     DeniedError,
     InvalidError,
+    NotFoundError,
     PaymentRequiredError,
     SluiceError,
     UnavailableError,
@@ -25,7 +27,7 @@ from services.common.errors import (
 from services.common.media.mpegts import AccessUnit
 from services.common.telemetry import carrier, span
 from services.ingest.bridge.hub import Hub
-from services.ingest.bridge.identity import Closed, Identity
+from services.ingest.bridge.identity import ORDERLY, Closed, Identity
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.control_plane import ControlPlane
 from services.ingest.settings import IngestSettings
@@ -34,6 +36,11 @@ from services.ingest.stream_keys import PUBLISH_PREFIX, StreamKeys
 from services.ingest.transports.rtmp.pushes import Pushes
 
 log = structlog.get_logger()
+REJOINS: Final = Counter(
+    "sluice_rejoins_total",
+    "Sessions that publishers wanted to go on with at this process, by result.",
+    ["result"],
+)
 PUBLISHERS: Final = Counter("sluice_publishers_total", "Publishers by how they went.", ["outcome"])
 ALPHABET: Final = string.ascii_lowercase + string.digits
 
@@ -100,9 +107,30 @@ class Publishing:
         Raises ConflictError (somebody else was quicker), InvalidError (nothing usable arrived; no runner was
         asked for), PaymentRequiredError, ExhaustedError, PublisherVanishedError.
         """
-        first = await source.first_picture()
-        session = await self._take(stream)
-        return await self._feed(session, source, first)
+        try:
+            session = await self._take_waiting(stream, source, await source.first_picture())
+            return await self._feed(session, source, self._push_all(session, source))
+        finally:
+            source.close()
+
+    async def _take_waiting(
+        self, stream: sessions_pb2.Stream, source: Source, first: list[AccessUnit]
+    ) -> BridgeSession:
+        """The session, for as long as its publisher waits for it: who goes away leaves the line at once."""
+        taking = asyncio.ensure_future(self._take(stream))
+        holding = asyncio.ensure_future(source.hold(first))
+        try:
+            await asyncio.wait({taking, holding}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                holding.result()
+                await asyncio.wait({taking})
+            return taking.result()
+        finally:
+            taking.cancel()
+            holding.cancel()
+            await asyncio.wait({taking, holding})
+            if not holding.cancelled():
+                holding.exception()  # the source says it again to who iterates it
 
     async def join(self, key: str) -> BridgeSession:
         """Make or rejoin the session of `key` before there is media. Give it to `feed`, or let it `leave`.
@@ -116,34 +144,69 @@ class Publishing:
 
         Raises PublisherVanishedError, and InvalidError when no picture came in time, which ends the session.
         """
-        return await self._feed(session, source, [])
+        try:
+            return await self._feed(session, source, self._look_and_push(session, source))
+        finally:
+            source.close()
 
     async def _take(self, stream: sessions_pb2.Stream) -> BridgeSession:
+        """The stream's session: as it is here, taken over from another process, or a new one."""
         session = self._hub.of_stream(stream.id)
-        if session is None:
-            return await self._start(stream)
-        session.rejoin()
+        if session is not None:
+            session.rejoin()
+            return session
+        if stream.session:
+            with suppress(NotFoundError):  # it has ended
+                return await self._take_over(stream)
+        return await self._start(stream)
+
+    async def _take_over(self, stream: sessions_pb2.Stream) -> BridgeSession:
+        """Let the live session of a stream go on here, whose publisher came back by this process.
+
+        Raises NotFoundError when it is not live any more, ConflictError while its publisher is still there.
+        """
+        record = await self._plane.session(stream.session)
+        if record.phase == sessions_pb2.PHASE_ENDED:
+            raise NotFoundError("the session has ended", reason="SESSION_NOT_FOUND", session=record.id)
+        with span("session.rejoin", carrier={"traceparent": record.traceparent}, session_id=record.id):
+            session = self._hub.create(self._identity(stream, record.id, record.traceparent))
+            try:
+                await self._plane.rejoin(stream.id, self._bridge_address, self._settings.own_url)
+            except BaseException as error:
+                REJOINS.labels(error.reason if isinstance(error, SluiceError) else "CANCELLED").inc()
+                session.close("moved", "its publisher came here, and it stayed where it was")
+                await self._hub.until_gone(session)
+                raise
+        REJOINS.labels("OK").inc()
+        log.info("session taken over", session=record.id, stream=stream.id)
+        self._push_out(stream, session)
         return session
+
+    def _identity(self, stream: sessions_pb2.Stream, session: str, traceparent: str) -> Identity:
+        return Identity(
+            session=session,
+            stream=stream.id,
+            tenant=stream.tenant,
+            pipeline=stream.pipeline,
+            complete=stream.delivery == runner_pb2.DELIVERY_COMPLETE,
+            traceparent=traceparent,
+        )
+
+    def _push_out(self, stream: sessions_pb2.Stream, session: BridgeSession) -> None:
+        if stream.output_rtmp_url:
+            self._pushes.start(session, stream.output_rtmp_url)
 
     async def _start(self, stream: sessions_pb2.Stream) -> BridgeSession:
         """Make the session here and in the control plane. Its trace is the session's trace."""
         with span(
             "session.open", carrier={}, session_stream=stream.id, session_pipeline=stream.pipeline
         ) as root:
-            session = self._hub.create(
-                Identity(
-                    session=new_id("ses"),
-                    stream=stream.id,
-                    tenant=stream.tenant,
-                    pipeline=stream.pipeline,
-                    complete=stream.delivery == runner_pb2.DELIVERY_COMPLETE,
-                    traceparent=carrier().get("traceparent", ""),
-                )
-            )
+            identity = self._identity(stream, new_id("ses"), carrier().get("traceparent", ""))
+            session = self._hub.create(identity)
             root.set_attribute("session.id", session.identity.session)
             try:
                 await self._plane.start_session(
-                    stream.id, session.identity.session, self._bridge_address, self._settings.own_url
+                    stream, session.identity.session, self._bridge_address, self._settings.own_url
                 )
             except SluiceError as error:
                 PUBLISHERS.labels(error.reason).inc()
@@ -152,15 +215,16 @@ class Publishing:
             except BaseException:
                 session.close("start_failed", "the publisher went away while the session started")
                 raise
-        if stream.output_rtmp_url:
-            self._pushes.start(session, stream.output_rtmp_url)
+        self._push_out(stream, session)
         return session
 
-    async def _feed(self, session: BridgeSession, source: Source, first: list[AccessUnit]) -> Published:
+    async def _feed(
+        self, session: BridgeSession, source: Source, pushing: Coroutine[object, object, None]
+    ) -> Published:
         """Push until the input ends, the session closes, or the publisher vanishes: then its grace begins."""
         identity = session.identity
         session.keyframe_wanted = source.ask_keyframe
-        feeding = asyncio.ensure_future(self._push_all(session, source, first))
+        feeding = asyncio.ensure_future(pushing)
         try:
             waiting: set[asyncio.Future[None] | asyncio.Future[Closed]] = {feeding, session.closed}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -184,7 +248,6 @@ class Publishing:
             session.keyframe_wanted = None
             feeding.cancel()
             await asyncio.wait({feeding})
-            source.count_damage()
         PUBLISHERS.labels("finished").inc()
         session.finish()
         return Published(identity.session, None)
@@ -197,10 +260,14 @@ class Publishing:
                 raise
             raise PublisherVanishedError from None  # the session lived before: it is not this one's to end
 
-    async def _push_all(self, session: BridgeSession, source: Source, first: list[AccessUnit]) -> None:
-        first = first or await self._first(session, source)
+    async def _look_and_push(self, session: BridgeSession, source: Source) -> None:
+        first = await self._first(session, source)
         session.announce(source.streams)
         await self._push(session, source, first)
+        await self._push_all(session, source)
+
+    async def _push_all(self, session: BridgeSession, source: Source) -> None:
+        session.announce(source.streams)
         async for units in source:
             await self._push(session, source, units)
 
@@ -216,7 +283,7 @@ def end_error(ended: Closed) -> SluiceError:
         return PaymentRequiredError(ended.message or "the credit is used up", reason="CREDIT_EXHAUSTED")
     if ended.reason == "input_unusable":
         return InvalidError(ended.message, reason="INPUT_UNUSABLE", field="body")
-    if ended.reason in {"stopped", "stream_deleted", "max_duration", "input_ended", "publisher_gone"}:
+    if ended.reason in ORDERLY or ended.reason == "moved":
         return ConflictError(
             ended.message or f"the session ended: {ended.reason}", reason=ended.reason.upper()
         )

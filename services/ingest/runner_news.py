@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from services.common.errors import ConflictError
-from services.ingest.bridge.events import Applied, Health, Loading, Problem, Refused
-from services.ingest.bridge.heard import Heard, News
+from services.ingest.bridge.events import Applied, Health, Loading, Moved, Problem, Refused
+from services.ingest.bridge.heard import BESIDE, Heard, News
 from services.ingest.times import iso, media_ms
 
-WHILE_IT_GOES_ON: Final = "warm"  # why a pipeline loads that shows pictures meanwhile
+WHILE_IT_GOES_ON: Final = BESIDE  # why a pipeline loads that shows pictures meanwhile
 
 
 def told(news: News) -> tuple[str, dict[str, Any]]:
@@ -46,6 +46,13 @@ def told(news: News) -> tuple[str, dict[str, Any]]:
             }
         case Health():
             return "health", {"state": news.state, "cause": news.cause or None}
+        case Moved():
+            return "moved", {
+                "why": news.why,
+                "from_pts_ms": media_ms(news.pts),
+                "freeze_ms": news.freeze_ms,
+                "lost": news.lost,
+            }
 
 
 def standing(heard: Heard) -> Iterator[News]:

@@ -17,6 +17,10 @@ class IngestSettings(ServiceSettings):
         """Where other ingest processes reach this one's public HTTP."""
         return self.signalling_url.rstrip("/") or f"http://{self.listen}"
 
+    def operates(self, tenant: str) -> bool:
+        """Whether a tenant's keys may do what concerns the whole installation."""
+        return tenant in {name.strip() for name in self.operators.split(",") if name.strip()}
+
     model_config = config("ingest")
 
     listen: str = Field("127.0.0.1:8000", description="Public HTTP, host:port.")
@@ -119,6 +123,10 @@ class IngestSettings(ServiceSettings):
         pattern=r"^(https?://\S+)?$",
         description="URL under which other ingest processes reach this one's public HTTP, to pass on the"
         " signalling of sessions that are here. Empty: http, as listened.",
+    )
+    operators: str = Field(
+        "",
+        description="Tenants, by commas, whose keys may drain runners, and see and move the sessions of all.",
     )
     max_streams_per_tenant: int = Field(50, ge=1, description="Live sessions of one tenant on this pod.")
     max_viewers_per_tenant: int = Field(

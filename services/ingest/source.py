@@ -19,6 +19,7 @@ from services.common.media.mpegts import AccessUnit, Codec, Demuxer
 DAMAGE: Final = Counter("sluice_input_damage_total", "What publishers sent damaged, by kind.", ["kind"])
 PREFACE_BYTES: Final = 8 * 2**20  # the most that is read before there must have been a picture
 RATE_WINDOW_S: Final = 5.0
+HOLD_S: Final = 2.0  # all that comes in a start without a wait
 PUSHED_UNITS: Final = 512  # what a transport may push ahead of a session that starts: seconds of it
 PUSHED_BYTES: Final = 16 * 2**20
 
@@ -49,9 +50,17 @@ class Source(ABC):
         """Read up to the first whole key frame. Raises InvalidError that says what was missing."""
 
     @abstractmethod
+    async def hold(self, first: list[AccessUnit]) -> None:
+        """Take `first` back, and keep what comes after it while its session waits for a runner.
+
+        After `HOLD_S` only the newest key frame and what follows is kept, for nobody wants the past. Returns
+        when the publisher is done, raises as iterating does; may be cancelled, and iterated then.
+        """
+
+    @abstractmethod
     def __aiter__(self) -> AsyncIterator[list[AccessUnit]]: ...
 
-    def count_damage(self) -> None:  # noqa: B027 - most sources have none
+    def close(self) -> None:  # noqa: B027 - most sources have nothing to close or to count
         """Add what had to be thrown away to the process's counters: once, when the source is over."""
 
     def ask_keyframe(self) -> None:  # noqa: B027 - most protocols cannot
@@ -88,7 +97,10 @@ class TsSource(Source):
         self._body = body
         self._first_within_s = first_within_s
         self._speed = Speed(fastest_mbps)
+        self._paced = fastest_mbps is None  # it is held back, and nothing of it may be lost
         self._demuxer = Demuxer()
+        self._held: list[AccessUnit] = []
+        self._reading: asyncio.Future[bytes | None] | None = None  # begun while it was held
         self.arrived_s = time.monotonic()
 
     @property
@@ -96,9 +108,27 @@ class TsSource(Source):
         """What the publisher's tables list so far."""
         return self._demuxer.streams
 
-    def count_damage(self) -> None:
+    def close(self) -> None:
         for kind, count in asdict(self._demuxer.lost).items():
             DAMAGE.labels(kind).inc(count)
+        if self._reading is not None and not self._reading.cancel() and not self._reading.cancelled():
+            self._reading.exception()  # nobody will ask for it: the session did not start
+
+    async def hold(self, first: list[AccessUnit]) -> None:
+        self._held = first
+        read = 0
+        until_s = asyncio.get_running_loop().time() + HOLD_S
+        while not self._paced or read < PREFACE_BYTES:
+            # A generator that is cancelled in its wait is over: ours is left, and what it waits for is kept.
+            self._reading = self._reading or asyncio.ensure_future(anext(self._body, None))
+            chunk = await asyncio.shield(self._reading)
+            if chunk is None:
+                return
+            self._reading = None
+            read += len(chunk)
+            self._held += self._units(chunk)
+            if not self._paced and asyncio.get_running_loop().time() > until_s:
+                self._held = newest(self._held)
 
     async def first_picture(self) -> list[AccessUnit]:
         units: list[AccessUnit] = []
@@ -125,11 +155,22 @@ class TsSource(Source):
             field="body",
         )
 
+    def _units(self, chunk: bytes) -> list[AccessUnit]:
+        self.arrived_s = time.monotonic()
+        self._speed.count(len(chunk))
+        return self._demuxer.feed(chunk)
+
     async def __aiter__(self) -> AsyncIterator[list[AccessUnit]]:
+        held, self._held = self._held, []
+        if held:
+            yield held
+        if self._reading is not None:
+            chunk = await self._reading
+            self._reading = None
+            if chunk is not None:
+                yield self._units(chunk)
         async for chunk in self._body:
-            self.arrived_s = time.monotonic()
-            self._speed.count(len(chunk))
-            units = self._demuxer.feed(chunk)
+            units = self._units(chunk)
             if units:
                 yield units
         yield self._demuxer.end_segment()
@@ -158,6 +199,7 @@ class PushedSource(Source):
         self._bytes = 0
         self._skipping = True  # up to a key frame: nothing before it can be decoded
         self._over: Exception | None = None  # what iterating ends with
+        self._held_until_s: float | None = None  # from then on only the newest is kept
         self._ready = asyncio.Event()
 
     @property
@@ -180,6 +222,10 @@ class PushedSource(Source):
             self.fail(error)
             return
         if unit.codec is Codec.H264:
+            if unit.keyframe and self._late:
+                FRAME_DROPS.labels("source").inc(sum(map(_is_picture, self._units)))
+                self._units.clear()
+                self._bytes = 0
             full = len(self._units) >= PUSHED_UNITS or self._bytes + len(unit.data) > PUSHED_BYTES
             if full or (self._skipping and not unit.keyframe):
                 self._skip(full=full)
@@ -191,6 +237,24 @@ class PushedSource(Source):
         self._bytes += len(unit.data)
         self._units.append(unit)
         self._ready.set()
+
+    @property
+    def _late(self) -> bool:
+        until_s = self._held_until_s
+        return until_s is not None and asyncio.get_running_loop().time() > until_s
+
+    async def hold(self, first: list[AccessUnit]) -> None:
+        self._units.extendleft(reversed(first))
+        self._bytes += sum(len(unit.data) for unit in first)
+        self._held_until_s = asyncio.get_running_loop().time() + HOLD_S
+        try:
+            while self._over is None:
+                self._ready.clear()
+                await self._ready.wait()
+        finally:
+            self._held_until_s = None
+        if not isinstance(self._over, _DoneError):
+            raise self._over
 
     def _skip(self, *, full: bool) -> None:
         FRAME_DROPS.labels("source").inc()
@@ -264,8 +328,24 @@ def demand_h264(streams: tuple[Codec, ...]) -> None:
         )
 
 
+def newest(units: list[AccessUnit]) -> list[AccessUnit]:
+    """What of `units` is to be decoded to see the newest picture; nothing when that is too much to keep."""
+    begin = next(
+        (n for n in reversed(range(len(units))) if _is_picture(units[n]) and units[n].keyframe), None
+    )
+    kept = [] if begin is None else units[begin:]
+    if sum(len(unit.data) for unit in kept) > PUSHED_BYTES:
+        kept = []
+    FRAME_DROPS.labels("source").inc(sum(map(_is_picture, units)) - sum(map(_is_picture, kept)))
+    return kept
+
+
+def _is_picture(unit: AccessUnit) -> bool:
+    return unit.codec is Codec.H264
+
+
 def _has_picture(units: list[AccessUnit]) -> bool:
-    return any(unit.codec is Codec.H264 and unit.keyframe for unit in units)
+    return any(_is_picture(unit) and unit.keyframe for unit in units)
 
 
 def _no_picture(when: str) -> InvalidError:

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import grpc.aio
 import httpx
 import pytest
 from nats.aio.msg import Msg
@@ -27,9 +26,8 @@ from services.common.errors import (
     ExhaustedError,
     InvalidError,
     NotFoundError,
-    UnavailableError,
 )
-from services.common.grpc_client import stream
+from services.common.grpc_client import call, stream
 from services.common.lifecycle import background
 from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.mpegts import Codec
@@ -194,12 +192,17 @@ async def test_an_open_again_gives_the_same_channels_and_a_strange_one_is_refuse
     await until(lambda: ingest.hub.session(session).epoch)
     assert await ingest.open(session) == await ingest.open(session, overdraft_ms=0)
     urls = {url for _, url in (await ingest.open(session)).channels.ListFields()}
-    assert len(urls) == 5
+    assert len(urls) == 6
     assert all(url.startswith("http://127.0.0.1:") for url in urls)
     with pytest.raises(InvalidError):
         await ingest.open(session, epoch=0)
-    with pytest.raises(ConflictError):
-        await ingest.open(session, epoch=2)
+    beside = {url for _, url in (await ingest.open(session, epoch=2)).channels.ListFields()}
+    assert len(beside & urls) == 1, "two runners share what they read, and nothing else"
+    await ingest.close(session, epoch=2)
+    for epoch, reason in ((2, "STALE_EPOCH"), (1, "EPOCH_IS_CURRENT")):
+        with pytest.raises(ConflictError) as conflict:
+            await (ingest.open if epoch == 2 else ingest.close)(session, epoch=epoch)
+        assert conflict.value.reason == reason
     with pytest.raises(NotFoundError) as refusal:
         await ingest.open("ses_elsewhere")
     assert refusal.value.reason == "SESSION_NOT_HERE"
@@ -225,14 +228,12 @@ async def test_a_report_ends_with_its_session_after_a_last_word(ingest: Ingest) 
         await follow()
 
 
-async def test_what_is_not_there_can_be_closed_and_what_is_not_built_is_unimplemented(ingest: Ingest) -> None:
+async def test_what_is_not_there_can_be_closed_and_not_promoted(ingest: Ingest) -> None:
     await ingest.close("ses_elsewhere")
-    with pytest.raises(UnavailableError) as refusal:
-        await ingest.close("ses_elsewhere", epoch=1)
-    assert refusal.value.reason == "UNIMPLEMENTED"
-    with pytest.raises(grpc.aio.AioRpcError) as raw:
-        await ingest.bridge.Promote(bridge_pb2.PromoteRequest(session="ses", epoch=1))
-    assert raw.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    await ingest.close("ses_elsewhere", epoch=1)
+    request = bridge_pb2.PromoteRequest(session="ses_elsewhere", epoch=1)
+    with pytest.raises(NotFoundError):
+        await call(ingest.bridge.Promote, request, bridge_pb2.PromoteResponse, timeout_s=5)
 
 
 # --- money

@@ -120,7 +120,7 @@ async def test_a_publisher_that_starts_again_at_0_goes_on_with_its_session(inges
         assert live is not None
         assert live.identity.session == session
         await until(lambda: live.frames_in == 100)
-        seconds = (live._in_pts - ORIGIN_TICKS) / CLOCK_HZ
+        seconds = (live.outputs.in_pts - ORIGIN_TICKS) / CLOCK_HZ
         assert seconds < 20, "its clock is the session's, not the other publisher's"
         await to.close()
 

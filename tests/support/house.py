@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -47,6 +47,10 @@ class Plane:
         self.known: dict[str, sessions_pb2.Stream] = {}
         self.records: dict[str, sessions_pb2.Session] = {}
         self.stopped: list[tuple[str, str]] = []
+        self.moved: list[tuple[str, str]] = []
+        self.drained: list[tuple[str, bool]] = []
+        self.line: dict[str, router_pb2.QueuePlace] = {}
+        self.elsewhere: dict[str, bridge_pb2.BridgeReport] = {}
         self.error: Exception | None = None
         self.applies = "live"
 
@@ -98,12 +102,29 @@ class Plane:
         return [
             record
             for record in self.records.values()
-            if record.tenant == tenant and (ended or record.phase != sessions_pb2.PHASE_ENDED)
+            if tenant in {"", record.tenant} and (ended or record.phase != sessions_pb2.PHASE_ENDED)
         ][:limit]
 
     async def stop_session(self, session: str, tenant: str) -> None:
         await self.session(session, tenant)
         self.stopped.append((session, tenant))
+
+    async def move(self, session: str, tenant: str) -> sessions_pb2.Session:
+        self._call()
+        self.moved.append((session, tenant))
+        return await self.session(session, tenant)
+
+    async def drain_runner(self, runner: str, *, cancel: bool) -> int:
+        self._call()
+        self.drained.append((runner, cancel))
+        return 2
+
+    async def queue(self, session: str = "") -> dict[str, router_pb2.QueuePlace]:
+        return self.line
+
+    async def reports(self, records: Sequence[sessions_pb2.Session]) -> dict[str, bridge_pb2.BridgeReport]:
+        asked = {record.id for record in records}
+        return {session: report for session, report in self.elsewhere.items() if session in asked}
 
     async def capacity(self) -> list[router_pb2.PipelineCapacity]:
         return [router_pb2.PipelineCapacity(pipeline="effects", params_schema='{"a": 1}', slots=2, free=1)]

@@ -113,6 +113,9 @@ class PlayedSessions(Fake, sessions_pb2_grpc.SessionsServicer):
         self.record = sessions_pb2.Stream(id=STREAM, tenant="acme", pipeline="effects", params="{}")
         self.others: set[str] = set()  # streams that are like the record
         self.takes_s = 0.0
+        self.resume: bridge_pb2.Position | None = None  # how far the session that is elsewhere has come
+        self.room: asyncio.Event | None = None  # starts wait in the line until there is
+        self.left_line = 0  # starts whose caller went away before there was a runner
         self.runner: EchoRunner | None = None
         self.reports: list[bridge_pb2.BridgeReport] = []
         self._tasks = tasks
@@ -143,16 +146,30 @@ class PlayedSessions(Fake, sessions_pb2_grpc.SessionsServicer):
         self, request: sessions_pb2.StartSessionRequest, context: Any
     ) -> sessions_pb2.StartSessionResponse:
         await self._enter("StartSession", request)
-        async with channel(request.bridge) as bridge:
-            opening = bridge_pb2.OpenRequest(
-                session=request.session, epoch=1, paid_until_ms=60_000, runner="r0"
-            )
-            opened = await call(BridgeStub(bridge).Open, opening, bridge_pb2.OpenResponse, timeout_s=5)
-        self.runner = EchoRunner(opened.channels, self.takes_s)
-        self._tasks.start(f"runner/{request.session}", self.runner.run())
-        self._tasks.start(f"care/{request.session}", self._care(request.session, request.bridge))
+        if self.room is not None:
+            try:
+                await self.room.wait()
+            except asyncio.CancelledError:
+                self.left_line += 1
+                raise
+        await self._open(request.session, request.bridge, epoch=1)
         session = sessions_pb2.Session(id=request.session)
         return sessions_pb2.StartSessionResponse(session=session)
+
+    async def Rejoin(self, request: sessions_pb2.RejoinRequest, context: Any) -> sessions_pb2.RejoinResponse:
+        await self._enter("Rejoin", request)
+        assert self.resume is not None
+        await self._open(self.record.session, request.bridge, epoch=2, resume=self.resume)
+        session = sessions_pb2.Session(id=self.record.session)
+        return sessions_pb2.RejoinResponse(session=session, resume=self.resume)
+
+    async def _open(self, session: str, address: str, **facts: Any) -> None:
+        async with channel(address) as bridge:
+            opening = bridge_pb2.OpenRequest(session=session, paid_until_ms=60_000, runner="r0", **facts)
+            opened = await call(BridgeStub(bridge).Open, opening, bridge_pb2.OpenResponse, timeout_s=5)
+        self.runner = EchoRunner(opened.channels, self.takes_s)
+        self._tasks.start(f"runner/{session}", self.runner.run())
+        self._tasks.start(f"care/{session}", self._care(session, address))
 
     async def _care(self, session: str, address: str) -> None:
         async with channel(address) as bridge:

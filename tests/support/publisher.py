@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 def start(
     url: str, *, seconds: float, fps: int = 25, size: str = "320x240", audio: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Publish a moving test picture at its own pace, as `ffmpeg -re` does."""
+    """Publish a moving test picture at its own pace, as `ffmpeg -re` does, by HTTP or RTMP."""
     words = ["--url", url, "--seconds", str(seconds), "--fps", str(fps), "--size", size]
     command = [sys.executable, "-m", "tests.support.publisher", *words, *(["--audio"] if audio else [])]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
@@ -45,7 +45,9 @@ def main() -> None:
     parser.add_argument("--audio", action="store_true")
     asked = parser.parse_args()
     width, height = (int(side) for side in asked.size.split("x"))
-    with av.open(asked.url, "w", format="mpegts", options={"method": "POST", "flush_packets": "1"}) as out:
+    by_http = {"method": "POST", "flush_packets": "1"}
+    form, options = ("flv", {}) if asked.url.startswith("rtmp:") else ("mpegts", by_http)
+    with av.open(asked.url, "w", format=form, options=options) as out:
         video = out.add_stream("libx264", rate=asked.fps)
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.gop_size, video.max_b_frames = asked.fps, 0

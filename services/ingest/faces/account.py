@@ -1,41 +1,53 @@
-"""What a tenant asks about: sessions, usage, balance, prices; and what the fleet offers."""
+"""What a tenant asks about: sessions, usage, balance, prices; an operator sees the sessions of all."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import re
-from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from protos.events.v1 import events_pb2
-from protos.router.v1 import router_pb2
-from services.common.errors import NotFoundError
-from services.ingest.faces.context import CallerOf, CoreOf
-from services.ingest.faces.shapes import session_object
+from services.common.errors import DeniedError, NotFoundError
+from services.ingest.faces.context import CallerOf, CoreOf, tenant_for
+from services.ingest.faces.sessions import known_of, session_object
 from services.ingest.times import iso
 
 router = APIRouter(prefix="/v1", tags=["account"])
-CODECS: Final = "codecs"  # the label by which a runner says what it can encode
-CODEC: Final = re.compile(r"[\w.-]+")
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.get("/sessions")
 async def sessions(
-    caller: CallerOf, core: CoreOf, limit: Limit = 100, ended: Annotated[bool, Query()] = False
+    caller: CallerOf,
+    core: CoreOf,
+    limit: Limit = 100,
+    ended: Annotated[bool, Query()] = False,
+    everybodys: Annotated[bool, Query(alias="all")] = False,
 ) -> dict[str, Any]:
-    """List the tenant's sessions, newest first; with `ended=true` those that have ended too."""
-    found = await core.plane.sessions(caller.tenant, limit, ended=ended)
-    return {"data": [session_object(record, core) for record in found]}
+    """List the tenant's sessions, newest first; with `ended` those that have ended too.
+
+    With `all` those of every tenant, for an operator.
+    """
+    if everybodys and not core.settings.operates(caller.tenant):
+        raise DeniedError("only an operator sees the sessions of all tenants", reason="NOT_AN_OPERATOR")
+    found = await core.plane.sessions("" if everybodys else caller.tenant, limit, ended=ended)
+    known = await known_of(found, core)
+    shown = [session_object(record, core, known) for record in found]
+    if everybodys:
+        shown = [{**one, "tenant": record.tenant} for one, record in zip(shown, found, strict=True)]
+    return {"data": shown}
 
 
 @router.get("/sessions/{session_id}")
 async def session(session_id: str, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
-    record = await core.plane.session(session_id, caller.tenant)
-    return session_object(record, core)
+    record = await core.plane.session(session_id, tenant_for(caller, core))
+    return session_object(record, core, await known_of([record], core))
+
+
+@router.post("/sessions/{session_id}/move", status_code=202)
+async def move(session_id: str, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
+    """Wish a live session to another runner, without a gap; what became of it is in its `moves`."""
+    record = await core.plane.move(session_id, tenant_for(caller, core))
+    return session_object(record, core, await known_of([record], core))
 
 
 @router.get("/sessions/{session_id}/latency")
@@ -123,66 +135,4 @@ async def prices(core: CoreOf) -> dict[str, Any]:
             }
             for price in found.prices
         ],
-    }
-
-
-@router.get("/pipelines")
-async def pipelines(core: CoreOf) -> dict[str, Any]:
-    """What can be had: the schema of its parameters, how many slots are free, and on what it runs.
-
-    `warm`: a runner has it loaded, so that a stream starts without a wait. `devices` and `codecs` are what
-    its runners say of themselves.
-    """
-    offers, runners = await asyncio.gather(core.plane.capacity(), core.plane.runners())
-    return {
-        "data": [
-            {
-                "pipeline": offer.pipeline,
-                "version": offer.version,
-                "description": offer.description,
-                "params_schema": json.loads(offer.params_schema),
-                "processes_audio": offer.processes_audio,
-                "slots": offer.slots,
-                "free": offer.free,
-                **_places(offer.pipeline, [view.advert for view in runners]),
-            }
-            for offer in offers
-        ]
-    }
-
-
-def _places(pipeline: str, adverts: Sequence[events_pb2.RunnerAdvert]) -> dict[str, Any]:
-    """Where a pipeline runs, over all runners that offer it."""
-    found = [(advert, mine) for advert in adverts for mine in advert.pipelines if mine.name == pipeline]
-    codecs = [CODEC.findall(advert.labels[CODECS]) for advert, _ in found if CODECS in advert.labels]
-    return {
-        "warm": any(mine.warm for _, mine in found),
-        "devices": sorted({advert.gpu_class for advert, _ in found if advert.gpu_class}),
-        "codecs": sorted({codec for named in codecs for codec in named}),
-    }
-
-
-@router.get("/runners")
-async def runners(caller: CallerOf, core: CoreOf) -> dict[str, Any]:
-    """List the runners with their slots; whose session holds a slot is shown to its tenant only."""
-    mine = {record.id for record in await core.plane.sessions(caller.tenant, 1000, ended=False)}
-    return {
-        "data": [
-            {
-                "runner": view.advert.runner,
-                "pipelines": [offer.name for offer in view.advert.pipelines],
-                "region": view.advert.region,
-                "gpu_class": view.advert.gpu_class,
-                "heartbeat_age_ms": view.heartbeat_age_ms if view.heartbeat_age_ms >= 0 else None,
-                "slots": [
-                    {
-                        "slot": slot.slot,
-                        "state": router_pb2.SlotState.Name(slot.state).removeprefix("SLOT_STATE_").lower(),
-                        "session": slot.session if slot.session in mine else None,
-                    }
-                    for slot in view.slots
-                ],
-            }
-            for view in await core.plane.runners()
-        ]
     }

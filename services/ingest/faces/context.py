@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
@@ -26,6 +28,7 @@ from services.common.errors import (
 )
 from services.common.settings import host_port
 from services.common.telemetry import report_bug
+from services.ingest import in_line
 from services.ingest.auth import Authenticator, Caller, bearer
 from services.ingest.bridge.hub import Hub
 from services.ingest.control_plane import ControlPlane
@@ -177,6 +180,37 @@ def _loopback(host: str) -> bool:
         return False
 
 
+def tenant_for(who: Caller, core: Core) -> str:
+    """Whose sessions a caller may see and move: its own; an operator's, everybody's, which is empty."""
+    return "" if core.settings.operates(who.tenant) else who.tenant
+
+
+T = TypeVar("T")
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do what may take long for as long as the client waits for it. Its body is to be read before.
+
+    Raises ClientDisconnect when the client went away; the work is cancelled then.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait({working, leaving})
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 CoreOf = Annotated[Core, Depends(core)]
 CallerOf = Annotated[Caller, Depends(caller)]
 
@@ -200,7 +234,7 @@ def render(error: SluiceError, request: Request, status: int | None = None) -> J
             "error": error.message,
             "code": f"{area}/{error.reason}",
             "status": status,
-            "details": error.details or None,
+            "details": in_line.shown(error.details) or None,
             "requestId": request.headers.get("x-request-id", "")[:100] or secrets.token_hex(8),
             "traceId": f"{current.trace_id:032x}" if current.is_valid else None,
         },

@@ -2,8 +2,9 @@
 
 `status` (each second while there is a session: as in the stream's status), `applied` and `refused` (what
 became of a revision of the parameters), `loading`, `health` and `problem` (how the runner is; who comes late
-hears the newest), `data` (what the pipeline says), `ended` (a session, with its reason). It goes on over the
-stream's sessions.
+hears the newest), `moved` (it goes on with another runner), `data` (what the pipeline says), `ended` (a
+session, with its reason). It goes on over the stream's sessions, and ends where the stream goes on at another
+ingest process: whoever asks again is passed on to that.
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ from typing import Any, Final
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from services.common.errors import DeadlineExceededError, NotFoundError, UnavailableError
+from protos.sessions.v1 import sessions_pb2
+from services.common.errors import DeadlineExceededError, NotFoundError, SluiceError, UnavailableError
 from services.common.latest import DropOldest
 from services.common.lifecycle import background
 from services.common.trickle.protocol import CURRENT
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import CallerOf, Core, CoreOf
 from services.ingest.faces.endless import EndlessResponse
-from services.ingest.faces.shapes import session_object
+from services.ingest.faces.sessions import known_of, session_object
 from services.ingest.runner_news import standing, told
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 STATUS_S: Final = 1.0
+LOOK_S: Final = 5.0  # how often a stream that is not live here is looked up
 QUIET_S: Final = 15.0  # a comment then, so that nothing between us and the client thinks the line is dead
 CAPACITY: Final = 256  # events that wait for a slow client; the oldest go first, and it is told how many
+MOVED: Final = "moved"  # why a session closes here that goes on at another ingest process
+CHANGING: Final = frozenset({sessions_pb2.PHASE_ALLOCATING, sessions_pb2.PHASE_MIGRATING})
 
 
 @router.get("/{stream_id}/events")
@@ -46,7 +51,7 @@ async def events(stream_id: str, caller: CallerOf, core: CoreOf) -> Response:
 
 
 async def _lines(stream_id: str, core: Core) -> AsyncGenerator[bytes]:
-    queue: DropOldest[bytes] = DropOldest(CAPACITY)
+    queue: DropOldest[bytes | None] = DropOldest(CAPACITY)
     lost = 0
     async with background(follow=_follow(stream_id, core, queue)):
         while True:
@@ -58,15 +63,19 @@ async def _lines(stream_id: str, core: Core) -> AsyncGenerator[bytes]:
             if queue.dropped > lost:
                 yield _event("lost", {"events": queue.dropped - lost})
                 lost = queue.dropped
+            if line is None:
+                return
             yield line
 
 
-async def _follow(stream_id: str, core: Core, queue: DropOldest[bytes]) -> None:
-    """One session after the other, for ever."""
+async def _follow(stream_id: str, core: Core, queue: DropOldest[bytes | None]) -> None:
+    """One session after the other, until the stream is found to be elsewhere."""
     session: BridgeSession | None = None
     while True:
-        session = await core.hub.wait_for(stream_id, QUIET_S, other_than=session)
+        session = await core.hub.wait_for(stream_id, LOOK_S, other_than=session)
         if session is None:
+            if await _elsewhere(stream_id, core):
+                break
             continue
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -77,11 +86,27 @@ async def _follow(stream_id: str, core: Core, queue: DropOldest[bytes]) -> None:
             closed = await asyncio.shield(session.closed)
             for task in tasks:
                 task.cancel()
+        if closed.reason == MOVED:
+            break
         ended = {"session": session.identity.session, "reason": closed.reason, "message": closed.message}
         queue.put(_event("ended", ended))
+    queue.put(None)
+    await asyncio.Event().wait()  # `_lines` ends with what was put last
 
 
-async def _status(session: BridgeSession, core: Core, queue: DropOldest[bytes]) -> None:
+async def _elsewhere(stream_id: str, core: Core) -> bool:
+    """Whether another ingest process has the stream's session."""
+    try:
+        stream = await core.plane.stream(stream_id)
+        if not stream.session or core.hub.of_stream(stream_id) is not None:
+            return False
+        there = (await core.plane.session(stream.session)).signalling
+    except SluiceError:
+        return False
+    return there not in {"", core.settings.own_url}
+
+
+async def _status(session: BridgeSession, core: Core, queue: DropOldest[bytes | None]) -> None:
     while True:
         try:
             record = await core.plane.session(session.identity.session, session.identity.tenant)
@@ -89,12 +114,13 @@ async def _status(session: BridgeSession, core: Core, queue: DropOldest[bytes]) 
             # The record is written a moment after the bridge has the session, and may be out of reach later.
             await asyncio.sleep(STATUS_S)
             continue
-        for _ in range(5):  # what the record says changes seldom
-            queue.put(_event("status", session_object(record, core)))
+        known = await known_of([record], core)
+        for _ in range(1 if record.phase in CHANGING else 5):  # what the record says changes seldom
+            queue.put(_event("status", session_object(record, core, known)))
             await asyncio.sleep(STATUS_S)
 
 
-async def _news(session: BridgeSession, queue: DropOldest[bytes]) -> None:
+async def _news(session: BridgeSession, queue: DropOldest[bytes | None]) -> None:
     for state in standing(session.heard):
         queue.put(_event(*told(state)))
     known = session.heard.count
@@ -106,7 +132,7 @@ async def _news(session: BridgeSession, queue: DropOldest[bytes]) -> None:
         await session.changed.newer_than(version)
 
 
-async def _said(session: BridgeSession, queue: DropOldest[bytes]) -> None:
+async def _said(session: BridgeSession, queue: DropOldest[bytes | None]) -> None:
     async for segment in session.data.read(CURRENT):  # who comes late hears the newest that was said
         text = b"".join([data async for data in segment])
         for line in text.splitlines():

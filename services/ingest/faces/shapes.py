@@ -1,6 +1,7 @@
 """Streams, sessions and their status as clients get them: all keys that Daydream's SDK wants, ours beside.
 
-Ours are the URLs of the other ways in and out, `delivery`, `revision` and the `sluice` part of the status.
+Ours are the URLs of the other ways in and out, `delivery`, `revision`, `wishes`, and the `queue` and `sluice`
+parts of the status.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Final
 
 from fastapi import Request
 
 from protos.inference.v1 import runner_pb2
+from protos.router.v1 import router_pb2
 from protos.sessions.v1 import sessions_pb2
 from services.ingest.bridge.identity import ORDERLY
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import Core
-from services.ingest.runner_news import WHILE_IT_GOES_ON, condition, words
-from services.ingest.times import iso, media_ms
+from services.ingest.faces.sessions import Known, session_object
+from services.ingest.runner_news import WHILE_IT_GOES_ON, words
+from services.ingest.times import iso
 
 PHASES: Final = {
     sessions_pb2.PHASE_ALLOCATING: "LOADING",
@@ -30,6 +32,11 @@ PHASES: Final = {
     sessions_pb2.PHASE_PAUSED: "DEGRADED_INPUT",
     sessions_pb2.PHASE_MIGRATING: "DEGRADED_INFERENCE",
     sessions_pb2.PHASE_ENDED: "OFFLINE",
+}
+POLICIES: Final = {
+    router_pb2.POLICY_BALANCED: "balanced",
+    router_pb2.POLICY_CHEAPEST: "cheapest",
+    router_pb2.POLICY_FASTEST: "fastest",
 }
 
 
@@ -61,10 +68,24 @@ def stream_object(stream: sessions_pb2.Stream, core: Core, request: Request) -> 
         "trickle_play_url": f"{core.trickle_url(request)}/{playback}",
         "watch_url": f"{base}/watch/{playback}",
         "events_url": f"{base}/v1/streams/{stream.id}/events",
+        "wishes": wishes_object(stream.wishes) if stream.HasField("wishes") else None,
         "delivery": "complete" if stream.delivery == runner_pb2.DELIVERY_COMPLETE else "live",
         "revision": stream.revision,
         "session": stream.session or None,
         "last_session": stream.last_session or None,
+    }
+
+
+def wishes_object(wishes: sessions_pb2.Wishes) -> dict[str, Any]:
+    """What a stream asks of where it runs, as it was asked."""
+    return {
+        "region": wishes.region,
+        "gpu_class": wishes.gpu_class,
+        "labels": dict(wishes.labels),
+        "max_price_per_second": wishes.max_micro_per_second or None,
+        "policy": POLICIES.get(wishes.policy, "balanced"),
+        "priority": wishes.priority,
+        "max_wait_s": wishes.max_wait_ms / 1000 or None,
     }
 
 
@@ -85,9 +106,13 @@ def complete(value: Any, schema: Any) -> Any:
 
 
 def status_object(
-    stream: sessions_pb2.Stream, record: sessions_pb2.Session | None, core: Core, request: Request
+    stream: sessions_pb2.Stream,
+    record: sessions_pb2.Session | None,
+    known: Known,
+    core: Core,
+    request: Request,
 ) -> dict[str, Any]:
-    """A stream's status; `record` is its newest session."""
+    """A stream's status; `record` is its newest session, and `known` what others know of that."""
     live = core.hub.of_stream(stream.id)
     wrong = _error_of(record)
     wrong_at = record.ended_unix_ms if record and wrong else None
@@ -110,7 +135,8 @@ def status_object(
                 "error": {"error_message": wrong, "error_time": wrong_at} if wrong else None,
                 "ingest_metrics": None,
             },
-            "sluice": session_object(record, core) if record else None,
+            "queue": known.place(record) if record else None,
+            "sluice": session_object(record, core, known) if record else None,
         },
     }
 
@@ -169,47 +195,3 @@ def _error_of(record: sessions_pb2.Session | None) -> str | None:
     if record is None or not record.end_reason or record.end_reason in ORDERLY:
         return None
     return f"{record.end_reason}: {record.end_message}".removesuffix(": ")
-
-
-def session_object(record: sessions_pb2.Session, core: Core) -> dict[str, Any]:
-    """A session as our own API shows it; what the bridge knows is there while its media passes this pod."""
-    shown: dict[str, Any] = {
-        "session": record.id,
-        "stream": record.stream,
-        "pipeline": record.pipeline,
-        "phase": sessions_pb2.Phase.Name(record.phase).removeprefix("PHASE_").lower(),
-        "end_reason": record.end_reason or None,
-        "end_message": record.end_message or None,
-        "degraded_by": record.degraded_by or None,
-        "runner": record.runner or None,
-        "created_at": iso(record.created_unix_ms),
-        "ended_at": iso(record.ended_unix_ms) if record.ended_unix_ms else None,
-        "settled": record.settled,
-        "micro_per_second": record.micro_per_second,
-    }
-    live = core.hub.of_stream(record.stream)
-    if live is None or live.identity.session != record.id:
-        return shown
-    report = live.report()
-    push = core.pushes.state(record.id)
-    return {
-        **shown,
-        "publisher": live.publisher().name.lower(),
-        "fps_in": round(report.fps_in, 2),
-        "fps_out": round(report.fps_out, 2),
-        "frames_in": report.frames_in,
-        "frames_out": report.frames_out,
-        "frames_dropped": report.frames_dropped,
-        "latency_ms": round(report.latency_ms, 1),
-        "infer_ms": round(live.infer_ms, 1),
-        "delivered_ms": report.delivered_ms,
-        "paused_ms": report.paused_ms,
-        "cost_micro": record.micro_per_second * report.delivered_ms // 1000,
-        "applied_revision": report.applied_revision,
-        "applied_ms": media_ms(report.applied_pts) if report.applied_pts else None,
-        **condition(live.heard),
-        "viewers": core.viewing.of(record.stream),
-        "rtmp_push": None if push is None else asdict(push),
-        "session_ms": report.session_ms,
-        "paid_until_ms": report.paid_until_ms,
-    }

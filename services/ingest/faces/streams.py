@@ -1,6 +1,6 @@
 """`/v1/streams` as Daydream's shipped clients call it, which is our own API too, extended.
 
-Ours are `delivery`, `apply_at_ms`, `?wait=applied`; what is answered is in `shapes.py`.
+Ours are `delivery`, `wishes`, `apply_at_ms`, `?wait=applied`; what is answered is in `shapes.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protos.inference.v1 import runner_pb2
 from protos.sessions.v1 import sessions_pb2
-from services.common.errors import NotFoundError
+from services.common.errors import InvalidError, NotFoundError
 from services.ingest.auth import Caller
+from services.ingest.control_plane import LONGEST_WAIT_S
 from services.ingest.faces.context import CallerOf, Core, CoreOf, caller, knows_nobody
-from services.ingest.faces.shapes import public_part, status_object, stream_object
+from services.ingest.faces.sessions import Known, known_of
+from services.ingest.faces.shapes import POLICIES, public_part, status_object, stream_object
 from services.ingest.publishing import new_id
 from services.ingest.steering import AT_START
 from services.ingest.times import media_ms, media_pts
@@ -35,6 +37,34 @@ LEGACY_PIPELINES: Final = {
 STREAMDIFFUSION: Final = "streamdiffusion"
 
 
+Word = Annotated[str, Field(max_length=100)]
+
+
+class WishesBody(BaseModel):
+    """What a stream asks of where it runs; a wish that nobody knows is refused, for it would not be met."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    region: Word = ""
+    gpu_class: Word = ""
+    labels: dict[Word, Word] = Field({}, max_length=20)
+    max_price_per_second: int | None = Field(None, ge=1, le=1_000_000_000_000)  # micro-units
+    policy: Literal["balanced", "cheapest", "fastest"] = "balanced"
+    priority: int = Field(0, ge=-100, le=100)
+    max_wait_s: float | None = Field(None, gt=0, le=LONGEST_WAIT_S)
+
+    def to_proto(self) -> sessions_pb2.Wishes:
+        return sessions_pb2.Wishes(
+            region=self.region,
+            gpu_class=self.gpu_class,
+            labels=self.labels,
+            max_micro_per_second=self.max_price_per_second or 0,
+            policy=next(value for value, name in POLICIES.items() if name == self.policy),
+            priority=self.priority,
+            max_wait_ms=round((self.max_wait_s or 0) * 1000),
+        )
+
+
 class StreamBody(BaseModel):
     """What clients send to create or change a stream; unknown fields are other versions' and are ignored."""
 
@@ -50,6 +80,7 @@ class StreamBody(BaseModel):
     output_rtmp_url: str | None = Field(None, max_length=2000)
     delivery: Literal["live", "complete"] = "live"
     apply_at_ms: Annotated[int, Field(ge=0, le=7 * 86_400_000)] | None = None
+    wishes: WishesBody | None = None
 
     def wanted(self) -> tuple[str, dict[str, Any]]:
         """The pipeline's name, empty if none was named, and the parameters, whichever body they came in."""
@@ -81,6 +112,7 @@ async def create(body: StreamBody, request: Request, caller: CallerOf, core: Cor
             delivery=runner_pb2.DELIVERY_COMPLETE if complete else runner_pb2.DELIVERY_LIVE,
             author=caller.key_id,
             output_rtmp_url=body.output_rtmp_url or "",
+            wishes=body.wishes.to_proto() if body.wishes else None,
         )
     )
     return stream_object(stream, core, request)
@@ -135,6 +167,10 @@ async def _changed(
     wait: Literal["applied"] | None = None,
 ) -> dict[str, Any]:
     pipeline, params = body.wanted()
+    if body.wishes is not None:
+        raise InvalidError(
+            "wishes: they are a stream's from its beginning; make another stream", field="wishes"
+        )
     change = await core.steering.change(
         stream_id,
         caller.tenant,
@@ -173,11 +209,13 @@ async def status(stream_id: str, request: Request, core: CoreOf) -> dict[str, An
     """
     if knows_nobody(request):
         stream = await core.plane.stream(stream_id)
-        whole = status_object(stream, await _newest(stream, core), core, request)
+        whole = status_object(stream, await _newest(stream, core), Known(), core, request)
         return {**whole, "data": public_part(whole["data"])}
     who = await caller(request)
     stream = await core.plane.stream(stream_id, who.tenant)
-    return status_object(stream, await _newest(stream, core), core, request)
+    newest = await _newest(stream, core)
+    known = Known() if newest is None else await known_of([newest], core)
+    return status_object(stream, newest, known, core, request)
 
 
 async def _newest(stream: sessions_pb2.Stream, core: Core) -> sessions_pb2.Session | None:

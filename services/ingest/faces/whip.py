@@ -12,7 +12,7 @@ from services.common.errors import SluiceError
 from services.ingest.auth import bearer
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces import signalling
-from services.ingest.faces.context import Core, CoreOf
+from services.ingest.faces.context import Core, CoreOf, while_connected
 from services.ingest.stream_keys import PUBLISH_PREFIX
 from services.ingest.transports.webrtc.peers import Peer
 
@@ -44,7 +44,7 @@ async def _publish(key: str, request: Request, core: Core) -> Response:
     offer = await signalling.read_offer(request)
     core.peers.check(offer, publish=True, watch=False)
     await _replace_hanging(core, stream)
-    session = await core.publishing.join(key)
+    session = await while_connected(request, core.publishing.join(key))
     peer = await _connect(core, session, offer)
     answer = signalling.created(core, request, peer, f"/whip/{key}")
     playback = core.keys.playback(stream)

@@ -140,6 +140,17 @@ def test_the_first_picture_is_timed_from_the_opening(chapters: Chapters, spans: 
     assert when_s(span) == pytest.approx((0.0, 0.4))
 
 
+def test_a_handover_is_timed_from_the_wish_for_it(chapters: Chapters, spans: Spans, clock: Clock) -> None:
+    clock.now_s += 7
+    chapters.handover(clock.now_s - 0.5, {"session.epoch": 2})
+    (span,) = spans.named("session.handover")
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert (span.end_time - span.start_time) / 1e9 == pytest.approx(0.5)
+    assert span.attributes is not None
+    assert span.attributes["session.epoch"] == 2
+
+
 def test_without_a_trace_nothing_breaks(spans: Spans) -> None:
     end(Chapters("", now_s=lambda: 0.0))
     assert len(spans.named("session.segment")) == 1

@@ -22,9 +22,9 @@ from services.common.machine_clock import clock_name
 from services.common.media.clock import ORIGIN_TICKS
 from services.ingest import steering
 from services.ingest.app import METHODS
-from services.ingest.bridge.session import BridgeSession
 from services.ingest.bridge.stages import PictureTimes, Stage
 from services.ingest.faces import ts as face
+from tests.support.bridge import hear
 from tests.support.house import KEYS, STREAM_KEYS, House, housing, seven
 from tests.support.media import pictures, shown, ts
 
@@ -246,10 +246,10 @@ async def test_who_waits_is_answered_when_the_change_is_in_a_picture(house: Hous
     path = f"/v1/streams/{made['id']}?wait=applied"
     answer = asyncio.ensure_future(house.call("PATCH", path, json={"params": {"prompt": "sketch"}}))
     await asyncio.sleep(0.05)
-    live._take_event(b'{"type": "applied", "revision": 1, "pts": 95000}')
+    hear(live, "applied", revision=1, pts=95_000)
     await asyncio.sleep(0.05)
     assert not answer.done()
-    live._take_event(json.dumps({"type": "applied", "revision": 2, "pts": ORIGIN_TICKS + 9000}).encode())
+    hear(live, "applied", revision=2, pts=ORIGIN_TICKS + 9000)
     assert (await answer)["update"] == {"revision": 2, "applies": "live", "pts_ms": 100}
 
 
@@ -298,11 +298,6 @@ async def test_who_waits_for_a_slow_change_is_not_answered_by_a_quick_one_that_o
     assert not answer.done()
     hear(live, "applied", revision=2, pts=ORIGIN_TICKS + 18_000, applies="warm")
     assert (await answer)["update"] == {"revision": 2, "applies": "warm", "pts_ms": 200}
-
-
-def hear(session: BridgeSession, kind: str, /, **fields: object) -> None:
-    """The runner says something on `events`."""
-    session._take_event(json.dumps({"type": kind, **fields}).encode())
 
 
 async def test_who_waits_for_a_session_that_ends_is_not_told_that_it_was_applied(house: House) -> None:
@@ -692,7 +687,7 @@ async def test_what_is_played_is_what_the_runner_returned(house: House) -> None:
         live.push(unit, time.monotonic())
     watching = asyncio.ensure_future(house.client.get(made["play_url"]))
     data = ts(pictures(5, start=ORIGIN_TICKS))
-    with live._channels["out"].channel.begin_segment() as writer:
+    with live._channels["out-1"].channel.begin_segment() as writer:
         writer.write(data)
     while live.frames_out < 5 or not house.core.viewing.of(made["id"]):
         await asyncio.sleep(0.01)

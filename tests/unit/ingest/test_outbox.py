@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from prometheus_client import REGISTRY
 
 from protos.events.v1 import events_pb2
 from services.common.bus import Bus
 from services.common.errors import UnavailableError
 from services.common.lifecycle import background
 from services.ingest.bridge import outbox as module
-from services.ingest.bridge.outbox import Outbox, outbox
+from services.ingest.bridge.outbox import Line, Outbox, outbox
 
 
 class Broker:
@@ -184,6 +186,93 @@ async def test_a_disk_that_refuses_loses_nothing_that_memory_can_hold(
         async with background(deliver=box.deliver()):
             await until(lambda: len(broker.stored) == 3)
     assert [message_id for message_id, _ in broker.stored] == ["ses:1:2#0", "ses:1:3#0", "ses:1:4#0"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on the disk."""
+    rest = disk / "rest"
+    with suppress(OSError), rest.open("wb", buffering=0) as out:
+        while True:
+            out.write(bytes(512))
+    return rest
+
+
+async def test_windows_of_a_full_disk_are_sent_from_memory_and_each_is_confirmed_once(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RESEND_S", 0.4)
+    path, broker = small_disk / "outbox.sqlite3", Broker()
+    async with delivering(path, broker) as box:
+        await box.put(window(0))
+        await until(lambda: len(broker.stored) == 1)
+        broker.away = True
+        rest = fill(small_disk)
+        puts = 0
+        while len(box._unstored) < 60:  # until the write-ahead log has no room left
+            puts += 1
+            await box.put(window(puts))
+        broker.away = False
+        everything = {f"ses:1:{seq}" for seq in range(puts + 1)}
+        await until(lambda: {sent.partition("#")[0] for sent, _ in broker.stored} == everything)
+        await until(lambda: any(sent.endswith("#1") for sent, _ in broker.stored))
+        in_memory = sorted(box._unstored)
+        broker.confirm(*in_memory[:30])
+        await until(lambda: len(box._unstored) == len(in_memory) - 30)
+        rest.unlink()
+        await box.put(window(9_999))
+        await until(lambda: not box._unstored and not box._unmarked)
+        assert set(kept(path)) == (everything - set(in_memory[:30])) | {"ses:1:9999"}
+        broker.confirm(*everything, "ses:1:9999")
+        await until(lambda: kept(path) == [])
+    assert len(set(broker.stored)) == len(broker.stored), "no message id is used for two attempts"
+
+
+async def test_a_disk_that_takes_no_marks_holds_nothing_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 5)
+    broker = Broker()
+    async with opened(path, broker) as box:
+        for seq in range(23):
+            await box.put(window(seq))
+        marks = box._write_marks
+
+        def refuses(lines: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(box, "_write_marks", refuses)
+        async with background(deliver=box.deliver()):
+            await until(lambda: len(broker.stored) == 23)
+            await asyncio.sleep(0.1)
+            assert [message_id for message_id, _ in broker.stored] == [f"ses:1:{seq}#0" for seq in range(23)]
+            monkeypatch.setattr(box, "_write_marks", marks)
+            await box.put(window(23))
+            await until(lambda: len(broker.stored) == 24 and not box._unmarked)
+
+
+async def test_of_too_many_windows_without_a_disk_those_that_were_sent_go_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IN_MEMORY", 3)
+    async with opened(path, Broker()) as box:
+        for seq, attempts in ((1, 0), (2, 1), (3, 0), (4, 0)):
+            box._keep(Line(f"ses:1:{seq}", "usage.acme.ses", b"", attempts=attempts))
+        lost = REGISTRY.get_sample_value("sluice_outbox_lost_total") or 0
+        assert list(box._unstored) == ["ses:1:1", "ses:1:3", "ses:1:4"]
+        box._keep(Line("ses:1:5", "usage.acme.ses", b""))
+        assert list(box._unstored) == ["ses:1:3", "ses:1:4", "ses:1:5"]
+        assert REGISTRY.get_sample_value("sluice_outbox_lost_total") == lost + 1
 
 
 @pytest.mark.parametrize("place", ["no/such/directory/outbox.sqlite3", "."])

@@ -175,6 +175,9 @@ class Plane:
         self.stream_record = sessions_pb2.Stream(id=STREAM, tenant="acme", pipeline="effects")
         self.error: SluiceError | None = None
         self.started: list[str] = []
+        self.taken: list[str] = []
+        self.records: dict[str, sessions_pb2.Session] = {}
+        self.busy: SluiceError | None = None
         self.gate: asyncio.Event | None = None
 
     async def stream(self, stream: str, tenant: str = "") -> sessions_pb2.Stream:
@@ -182,11 +185,24 @@ class Plane:
             raise NotFoundError("no such stream", reason="STREAM_NOT_FOUND")
         return self.stream_record
 
+    async def session(self, session: str, tenant: str = "") -> sessions_pb2.Session:
+        if session not in self.records:
+            raise NotFoundError("no such session", reason="SESSION_NOT_FOUND")
+        return self.records[session]
+
+    async def rejoin(self, stream: str, bridge: str, signalling: str) -> sessions_pb2.RejoinResponse:
+        found = self.hub.of_stream(stream)
+        assert found is not None, "the bridge has it half open by then"
+        self.taken.append(found.identity.session)
+        if self.busy is not None:
+            raise self.busy
+        return sessions_pb2.RejoinResponse(session=self.records[found.identity.session])
+
     async def start_session(
-        self, stream: str, session: str, bridge: str, signalling: str
+        self, stream: sessions_pb2.Stream, session: str, bridge: str, signalling: str
     ) -> sessions_pb2.Session:
         self.started.append(session)
-        assert self.hub.session(session).identity.stream == stream, "the bridge has it half open by then"
+        assert self.hub.session(session).identity.stream == stream.id, "the bridge has it half open by then"
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
@@ -383,6 +399,128 @@ async def test_a_complete_publisher_may_send_as_fast_as_it_is_read(house: House)
     assert published.ended is None
 
 
+# --- a publisher that comes back by another process
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def elsewhere(house: House, phase: sessions_pb2.Phase.ValueType = sessions_pb2.PHASE_PAUSED) -> None:
+    """The stream has a session at another ingest process."""
+    record = sessions_pb2.Session(id="ses_there", stream=STREAM, phase=phase, traceparent=TRACE)
+    house.plane.records["ses_there"] = record
+    house.plane.stream_record.session = "ses_there"
+
+
+async def test_a_session_that_is_elsewhere_goes_on_here_with_its_name_and_its_trace(house: House) -> None:
+    elsewhere(house)
+    published = await house.publish(*media())
+    session = house.hub.session(published.session)
+    assert published.session == "ses_there"
+    assert session.identity.exemplar == {"trace_id": "0af7651916cd43dd8448eb211c80319c"}
+    assert session.frames_in == 50
+    assert (house.plane.taken, house.plane.started) == (["ses_there"], [])
+
+
+@pytest.mark.parametrize("ended_when_asked", [False, True])
+async def test_a_session_that_has_ended_meanwhile_gives_way_to_a_new_one(
+    house: House, ended_when_asked: bool
+) -> None:
+    elsewhere(house, sessions_pb2.PHASE_ENDED if ended_when_asked else sessions_pb2.PHASE_PAUSED)
+    house.plane.busy = NotFoundError("it has ended", reason="SESSION_NOT_FOUND")
+    published = await house.publish(*media())
+    assert house.plane.started == [published.session]
+    assert house.plane.taken == ([] if ended_when_asked else ["ses_there"])
+
+
+async def test_a_session_whose_publisher_is_still_there_stays_there_and_nothing_is_left_here(
+    house: House,
+) -> None:
+    elsewhere(house)
+    house.plane.busy = ConflictError("the stream has a publisher already", reason="STREAM_BUSY")
+    with pytest.raises(ConflictError) as refusal:
+        await house.publish(*media())
+    assert refusal.value.reason == "STREAM_BUSY"
+    assert len(house.hub) == 0
+    assert house.plane.started == []
+
+
+# --- the line for a runner
+
+
+async def wait_for_start(house: House) -> None:
+    async with asyncio.timeout(2):
+        while not house.plane.started:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_publisher_that_vanishes_in_the_line_leaves_it_at_once(house: House) -> None:
+    house.plane.gate = asyncio.Event()
+    leaves = asyncio.Event()
+
+    async def live() -> AsyncIterator[bytes]:
+        for chunk in media():
+            yield chunk
+        await leaves.wait()
+        raise PublisherVanishedError
+
+    publishing_ = asyncio.ensure_future(house.publishing.publish_ts(KEYS.publish(STREAM), live()))
+    await wait_for_start(house)
+    leaves.set()
+    with pytest.raises(PublisherVanishedError):
+        async with asyncio.timeout(1):
+            await publishing_
+    await nobody(house)
+
+
+async def test_what_is_sent_during_a_short_start_is_all_in_the_session(house: House) -> None:
+    house.plane.gate = asyncio.Event()
+    publishing_ = asyncio.ensure_future(house.publish(*media(75)))
+    await wait_for_start(house)
+    await asyncio.sleep(0.05)
+    house.plane.gate.set()
+    published = await publishing_
+    assert house.hub.session(published.session).frames_in == 75
+
+
+async def test_after_a_wait_a_live_session_begins_with_the_newest_key_frame(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "HOLD_S", 0.0)
+    house.plane.gate = asyncio.Event()
+    publishing_ = asyncio.ensure_future(house.publish(*media(60), then=0.3))
+    await wait_for_start(house)
+    await asyncio.sleep(0.1)
+    house.plane.gate.set()
+    published = await publishing_
+    assert 0 < house.hub.session(published.session).frames_in <= 25, "a key frame comes each second"
+
+
+async def test_nothing_of_a_complete_stream_is_lost_in_the_line(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "HOLD_S", 0.0)
+    monkeypatch.setattr(source_module, "PREFACE_BYTES", 2000)
+    house.plane.stream_record = replace_stream(STREAM)
+    house.plane.gate = asyncio.Event()
+    read = 0
+
+    async def counted() -> AsyncIterator[bytes]:
+        nonlocal read
+        for chunk in media(20):
+            read += len(chunk)
+            yield chunk
+
+    publishing_ = asyncio.ensure_future(house.publishing.publish_ts(KEYS.publish(STREAM), counted()))
+    await wait_for_start(house)
+    await asyncio.sleep(0.05)
+    held = read
+    house.plane.gate.set()
+    published = await publishing_
+    assert house.hub.session(published.session).frames_in == 20
+    assert held < read, "what is not yet wanted is not read either"
+
+
 # --- words
 
 
@@ -430,5 +568,5 @@ async def test_what_a_publisher_sent_damaged_is_counted() -> None:
     await source.first_picture()
     async for _ in source:
         pass
-    source.count_damage()
+    source.close()
     assert skipped._value.get() - before >= 500

@@ -19,7 +19,7 @@ from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.scope.absent import ABSENT
 from services.ingest.faces.scope.possessions import HEADLESS, LOADED, SESSION
 from sluice.pipeline import defaults, schema
-from tests.support.bridge import output, settled
+from tests.support.bridge import hear, output, settled
 from tests.support.house import House, housing
 from tests.support.media import pictures, shown, ts
 from tests.support.scope_plane import ScopePlane
@@ -53,7 +53,7 @@ async def show(session: BridgeSession, count: int) -> None:
     """The publisher sends `count` pictures, and the runner returns them."""
     for unit in pictures(count):
         session.push(unit, 0.0)
-    writer = session._channels["out"].channel.begin_segment(random_access=True)
+    writer = session._channels["out-1"].channel.begin_segment(random_access=True)
     writer.write(ts(output(count)))
     writer.end()
     await settled()
@@ -126,8 +126,7 @@ async def test_a_pipeline_that_loads_is_said_with_its_stage_until_it_is_done(hou
         (100, "start", "loaded", None),
         (10, "warm", "loaded", None),  # pictures go on meanwhile
     ):
-        line = {"type": "loading", "why": why, "stage": "weights", "percent": percent}
-        session._take_event(json.dumps(line).encode())
+        hear(session, "loading", why=why, stage="weights", percent=percent)
         status = await house.call("GET", "/api/v1/pipeline/status")
         assert (status["status"], status["loading_stage"]) == (standing, stage)
 

@@ -108,3 +108,44 @@ async def test_what_cannot_be_carried_is_refused_when_it_is_announced() -> None:
     source, _ = pushed()
     with pytest.raises(InvalidError, match="hevc"):
         source.announce((Codec.HEVC,))
+
+
+# --- while a session waits for its runner
+
+
+async def test_what_comes_in_a_short_wait_is_kept_with_what_was_there() -> None:
+    source, _ = pushed()
+    units = [*pictures(3), *sound(2)]
+    source.push(units[0], 0.0)
+    holding = asyncio.ensure_future(source.hold(await source.first_picture()))
+    for unit in units[1:]:
+        await asyncio.sleep(0.1)
+        source.push(unit, 0.0)
+    holding.cancel()
+    source.end()
+    assert await rest(source) == units
+
+
+async def test_after_a_long_wait_only_the_newest_that_can_be_decoded_is_kept() -> None:
+    source, _ = pushed()
+    units = pictures(125, every=25)
+    source.push(units[0], 0.0)
+    holding = asyncio.ensure_future(source.hold(await source.first_picture()))
+    for unit in units[1:]:
+        await asyncio.sleep(0.04)
+        source.push(unit, 0.0)
+    holding.cancel()
+    source.end()
+    assert await rest(source) == units[100:]
+
+
+async def test_a_publisher_that_goes_or_fails_in_the_wait_is_known_at_once() -> None:
+    for end, kind in ((PushedSource.vanish, PublisherVanishedError), (PushedSource.end, None)):
+        source, _ = pushed()
+        source.push(pictures(1)[0], 0.0)
+        holding = asyncio.ensure_future(source.hold(await source.first_picture()))
+        await asyncio.sleep(0.1)
+        assert not holding.done()
+        end(source)
+        await asyncio.wait({holding})
+        assert (type(holding.exception()) if holding.exception() else None) is kind

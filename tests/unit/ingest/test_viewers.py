@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -34,9 +33,8 @@ async def read(tap: Tap) -> list[AccessUnit]:
 
 def asked(stage: Stage, kind: str) -> list[Any]:
     """What the runner was told on `control`."""
-    segments = stage.session._channels["control"].channel._segments
-    lines = [json.loads(b"".join(segments[index].pieces)) for index in sorted(segments)]
-    return [line for line in lines if line["type"] == kind]
+    assert stage.runner is not None
+    return [line for line in stage.runner.told() if line["type"] == kind]
 
 
 async def test_a_tap_begins_at_a_key_frame_and_ends_with_the_session() -> None:
@@ -101,13 +99,12 @@ async def test_however_many_viewers_ask_a_runner_hears_of_key_frames_twice_a_sec
     assert 4 <= len(asked(stage, "keyframe")) <= 5
 
 
-async def test_who_asks_before_there_is_a_runner_is_no_error() -> None:
+async def test_a_runner_that_comes_later_is_told_what_viewers_carry() -> None:
     async with staged() as stage:
         stage.session.ask_keyframe()
         stage.session.receiver_estimate("viewer", 500_000)
         stage.open()
-        stage.session.receiver_estimate("viewer", 400_000)
-        assert asked(stage, "bitrate") == [{"type": "bitrate", "bits_per_second": 400_000}]
+        assert asked(stage, "bitrate") == [{"type": "bitrate", "bits_per_second": 500_000}]
 
 
 async def test_the_slowest_viewer_sets_the_bitrate_and_leaving_gives_it_back() -> None:
@@ -164,7 +161,7 @@ async def test_what_goes_on_after_a_pause_begins_with_a_key_frame_at_its_time() 
         await stage.live(1)
         stage.session.pause(True)
         for _ in range(60):
-            stage.push([moved(pictures(1)[0], stage.session._in_pts + FRAME)])
+            stage.push([moved(pictures(1)[0], stage.session.outputs.in_pts + FRAME)])
             await asyncio.sleep(FRAME_S)
         stage.session.pause(False)
         stage.session.pause(False)

@@ -1,6 +1,7 @@
 """How Scope's routes answer: errors are `{"detail": ...}`, and text of any kind can be said.
 
-The reason of an error is beside it in `code`, for who wants to tell two of a status apart.
+The reason of an error is beside it in `code`, for who wants to tell two of a status apart, and so is the
+place in the line for a runner.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from services.common.errors import SluiceError, UnauthenticatedError
+from services.ingest import in_line
 
 
 class Detail(JSONResponse):
@@ -55,4 +57,6 @@ def refusal(error: SluiceError) -> Detail:
         headers["Retry-After"] = str(max(1, round(float(error.details["retry_after_s"]))))
     if isinstance(error, UnauthenticatedError):
         headers["WWW-Authenticate"] = "Bearer"
-    return Detail({"detail": error.message, "code": error.reason}, error.http_status, headers)
+    said = {"detail": error.message, "code": error.reason}
+    line = {name: error.details[name] for name in in_line.NUMBERS if name in error.details}
+    return Detail({**said, **in_line.shown(line)}, error.http_status, headers)

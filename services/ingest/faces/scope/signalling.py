@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from services.common.errors import ExhaustedError, InvalidError
-from services.ingest.faces.context import CallerOf, Core, CoreOf
+from services.ingest.faces.context import CallerOf, Core, CoreOf, while_connected
 from services.ingest.faces.scope.answers import Detail, ScopeRoute
 from services.ingest.faces.scope.possessions import SESSION, Possessions, pipeline_named
 from services.ingest.transports.webrtc.parameters import ScopeParameters
@@ -55,7 +55,7 @@ async def ice_servers(caller: CallerOf, core: CoreOf) -> dict[str, Any]:
 
 
 @router.post("/offer")
-async def offer(body: Offer, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
+async def offer(body: Offer, request: Request, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
     """Start a session with the pipeline that was loaded, or that the parameters name."""
     _check(body.sdp, core)
     given = body.initial_parameters or ScopeParameters()
@@ -68,7 +68,7 @@ async def offer(body: Offer, caller: CallerOf, core: CoreOf) -> dict[str, Any]:
     choice, ignored = choice.with_parameters(initial(given))
     await mine.tidy()
     stream = await mine.make(SESSION, choice)
-    peer, session = await core.offers.answer(stream, body.sdp)
+    peer, session = await while_connected(request, core.offers.answer(stream, body.sdp))
     if given.paused:
         session.pause(True)
     if given.recording:

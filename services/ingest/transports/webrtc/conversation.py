@@ -330,7 +330,8 @@ class Conversation:
                 closed = await asyncio.shield(session.closed)
                 for task in tasks:
                     task.cancel()
-            self._tell_end(closed)
+            if closed.reason != "moved":  # the session goes on, at another ingest process
+                self._tell_end(closed)
 
     def _tell_end(self, closed: Closed) -> None:
         why = {"reason": closed.reason}

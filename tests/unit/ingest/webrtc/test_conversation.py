@@ -20,7 +20,7 @@ from services.ingest.bridge.session import BridgeSession
 from services.ingest.transports.webrtc.channels import Channel
 from services.ingest.transports.webrtc.conversation import UNANSWERED, WAITING, Conversations
 from sluice.pipeline import defaults, schema
-from tests.support.bridge import settled
+from tests.support.bridge import hear, settled
 from tests.support.house import House, housing
 
 pytestmark = pytest.mark.looptime
@@ -97,7 +97,7 @@ class Place:
 def apply(session: BridgeSession, revision: int, pts: int = ORIGIN_TICKS) -> None:
     """A picture has `revision`."""
     session.heard.take(Applied(revision, pts), 0.0)
-    session.out_pts = max(session.out_pts, pts)
+    session.outputs.out_pts = max(session.out_pts, pts)
     session.changed.set(None)
 
 
@@ -418,10 +418,6 @@ async def test_a_change_that_only_the_session_manager_sees_as_wrong_is_an_error_
 
 
 # --- what the runner says
-
-
-def hear(session: BridgeSession, kind: str, /, **fields: object) -> None:
-    session._take_event(json.dumps({"type": kind, **fields}).encode())
 
 
 REFUSAL = {"revision": 2, "field": "params.strength", "reason": "param_refused", "message": "too much"}
