@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from sluice.commands import lists, live, pipeline
+from sluice.commands import lists, live, moving, pipeline
 from sluice.commands.live import PublishCommand
 from sluice.commands.transform import TransformCommand, transform
 from sluice.models import command as models
@@ -27,6 +27,8 @@ app.command()(lists.usage)
 app.command("latency")(lists.show_latency)
 app.command("trace")(lists.show_trace)
 app.command()(lists.stop)
+app.command()(moving.move)
+app.command()(moving.drain)
 app.add_typer(pipeline.app)
 app.add_typer(models.app, name="models")
 

@@ -16,6 +16,7 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
+from urllib.parse import quote
 
 import httpx
 
@@ -139,9 +140,25 @@ class SluiceClient:
         """End a session; its stream stays and can be published again."""
         await self._call("DELETE", f"/v1/sessions/{session}")
 
-    async def sessions(self, *, ended: bool = False) -> Json:
-        query = {"ended": "true"} if ended else {}
+    async def sessions(self, *, ended: bool = False, everybodys: bool = False) -> Json:
+        """The tenant's sessions, newest first; with `everybodys`, which an operator may, those of all."""
+        asked = {"ended": ended, "all": everybodys}
+        query = {name: "true" for name, wanted in asked.items() if wanted}
         return await self._call("GET", "/v1/sessions", query=query, expect=("data",))
+
+    async def session_object(self, session: str) -> Json:
+        """A session with all that the server says of it."""
+        return await self._call("GET", f"/v1/sessions/{session}", expect=("session", "phase", "moves"))
+
+    async def move(self, session: str) -> Json:
+        """Wish a session to another runner; what became of it is in its `moves`."""
+        return await self._call("POST", f"/v1/sessions/{session}/move", expect=("session", "moves"))
+
+    async def drain(self, runner: str, *, cancel: bool = False) -> int:
+        """Let a runner take nothing more, or again; how many sessions are left on it."""
+        path = f"/v1/runners/{quote(runner, safe='')}/drain"
+        answer = await self._call("POST", path, json_body={"cancel": cancel}, expect=("sessions",))
+        return int(answer["sessions"])
 
     async def newest_session(self) -> str:
         """The id of the tenant's newest session, live or ended."""

@@ -4,30 +4,63 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
+from typing import Final
 
 from rich.table import Table
 
 from sluice.client import Json
 from sluice.money import money
 
+QUARANTINED_FROM: Final = 0.5  # of the penalty for recent failures: others come first then
 
-def sessions(answer: Json, currency: str) -> Table:
-    """One line per session, as the server has them: newest first."""
-    table = _table("session", "pipeline", "phase", "fps", "latency", "cost", "runner", "since")
+
+def sessions(answer: Json) -> Table:
+    """One line per session, as the server has them: newest first; with their tenants where it says those."""
+    several = any("tenant" in row for row in answer["data"])
+    tenant = ("tenant",) if several else ()
+    table = _table("session", *tenant, "pipeline", "phase", "runner", "fps", "age", "last move, freeze")
     for row in answer["data"]:
-        phase = row["end_reason"] or row["phase"]  # an end has a reason, and the reason says that it ended
-        cost = row.get("cost_micro")
         table.add_row(
             row["session"],
+            *([row.get("tenant", "")] if several else []),
             row["pipeline"],
-            phase,
-            f"{row['fps_out']:.1f}" if "fps_out" in row else "",
-            f"{row['latency_ms']:.0f} ms" if "latency_ms" in row else "",
-            "" if cost is None else f"~{money(cost, currency)}",
+            phase(row),
             row["runner"] or "",
-            when(row["created_at"]),
+            f"{row['fps_out']:.1f}" if "fps_out" in row else "",
+            age(row["age_s"]),
+            last_move(row),
         )
     return table
+
+
+def phase(row: Json) -> str:
+    """How a session is: why it ended, where it is in the line, where it goes."""
+    if row["end_reason"]:
+        return str(row["end_reason"])  # an end has a reason, and the reason says that it ended
+    if row.get("queue"):
+        wait_s = row["queue"]["expected_wait_s"]
+        return f"waits, place {row['queue']['position']}" + (f", ~{age(wait_s)}" if wait_s else "")
+    if row.get("moving_to"):
+        return f"{row['phase']} to {row['moving_to']}"
+    return f"{row['phase']}, to move" if row.get("move_wanted") else str(row["phase"])
+
+
+def last_move(row: Json) -> str:
+    """Why a session last moved, how long ago, and for how long its picture stood."""
+    if not row.get("moves"):
+        return ""
+    move = row["moves"][-1]
+    ago_s = (datetime.now(UTC) - datetime.fromisoformat(move["at"])).total_seconds()
+    return f"{move['why']} {age(max(0.0, ago_s))} ago, {move['freeze_ms'] / 1000:.2f} s"
+
+
+def age(seconds: float) -> str:
+    """A length of time in its two largest units, short: `1m27s`."""
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // part}{smaller}"
+    return f"{whole}s"
 
 
 def when(iso: str) -> str:
@@ -49,7 +82,8 @@ def runners(answer: Json) -> Table:
             row["region"],
             row["gpu_class"],
             "never" if heard is None else f"{heard / 1000:.1f} s ago",
-            ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
+            ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+            + (", quarantined" if row.get("penalty", 0) >= QUARANTINED_FROM else ""),
         )
     return table
 

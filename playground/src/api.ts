@@ -1,7 +1,7 @@
 // The platform's HTTP API as this page uses it; every failure is an ApiError or an AwayError.
 
 import { EventSourceParserStream } from "eventsource-parser/stream"
-import type { Health, Loading, Problem, Refusal } from "./pure/condition.ts"
+import type { Health, Loading, Moved, Place, Problem, Refusal } from "./pure/condition.ts"
 import { ApiError, AwayError } from "./pure/failures.ts"
 import type { Params, Schema } from "./pure/schema.ts"
 
@@ -48,6 +48,7 @@ export interface Status {
   readonly viewers?: number
   readonly health?: Health | null
   readonly loading?: Loading | null
+  readonly queue?: Place | null
 }
 export type StreamEvent =
   | { readonly kind: "status"; readonly status: Status }
@@ -56,6 +57,7 @@ export type StreamEvent =
   | { readonly kind: "loading"; readonly loading: Loading }
   | { readonly kind: "problem"; readonly problem: Problem }
   | { readonly kind: "health"; readonly health: Health }
+  | { readonly kind: "moved"; readonly moved: Moved }
   | { readonly kind: "data"; readonly data: unknown }
   | { readonly kind: "ended"; readonly reason: string; readonly message: string }
 
@@ -108,6 +110,12 @@ export async function deleteStream(stream: Stream, leaving = false): Promise<voi
   await call("DELETE", `/v1/streams/${stream.id}`, undefined, leaving)
 }
 
+/** Where the stream's start is in the line for a runner; null when it is in none. */
+export async function place(stream: Stream): Promise<Place | null> {
+  const answer = (await call("GET", `/v1/streams/${stream.id}/status`)) as { data: { queue?: Place | null } }
+  return answer.data.queue ?? null
+}
+
 /** What the platform says of a stream, until `stop`; ends when the connection does. */
 export async function* events(stream: Stream, stop: AbortSignal): AsyncGenerator<StreamEvent> {
   const answer = await reach(here(stream.events_url), { headers: authorization(), signal: stop })
@@ -135,6 +143,8 @@ function eventOf(name: string, body: unknown): StreamEvent | null {
       return { kind: "problem", problem: body as Problem }
     case "health":
       return { kind: "health", health: body as Health }
+    case "moved":
+      return { kind: "moved", moved: body as Moved }
     case "ended":
       return { kind: "ended", ...(body as { reason: string; message: string }) }
     default:
@@ -179,7 +189,7 @@ export async function refusal(answer: Response): Promise<ApiError> {
   const body = (await answer.json().catch(() => null)) as {
     error?: string
     code?: string
-    details?: { field?: string }
+    details?: { field?: string; position?: number; expected_wait_s?: number }
   } | null
   return new ApiError(
     body?.error ?? `HTTP ${answer.status}`,
@@ -187,7 +197,13 @@ export async function refusal(answer: Response): Promise<ApiError> {
     body?.code ?? "",
     body?.details?.field ?? null,
     Number.isFinite(wait) ? wait : null,
+    placeOf(body?.details),
   )
+}
+
+function placeOf(details: { position?: number; expected_wait_s?: number } | null | undefined): Place | null {
+  if (details?.position === undefined) return null
+  return { position: details.position, expected_wait_s: details.expected_wait_s ?? null }
 }
 
 function authorization(): Record<string, string> {

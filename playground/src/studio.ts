@@ -3,6 +3,7 @@
 import { batch, computed, effect, signal } from "@preact/signals"
 import * as api from "./api.ts"
 import { looksOf } from "./known.ts"
+import { Line } from "./line.ts"
 import { keep, sleep } from "./media/keeping.ts"
 import { type Link, LinkMeter, latencyOf } from "./media/link.ts"
 import { Peering } from "./media/peering.ts"
@@ -74,6 +75,7 @@ export class Studio {
   readonly change = signal<Change | null>(null)
   readonly messages = signal<readonly Message[]>([])
   readonly runner = new RunnerState()
+  readonly line = new Line()
 
   readonly offer = computed(
     () => this.offers.value?.find((one) => one.pipeline === this.chosen.value) ?? null,
@@ -239,6 +241,7 @@ export class Studio {
       const stream = await this.#streamFor(this.chosen.value)
       stop.signal.throwIfAborted()
       void this.#watch(stream, stop)
+      void this.line.follow(stream, () => !this.#publisher && this.source.value !== null, stop.signal)
       void this.#measure(stop.signal)
       if (this.source.value === null) await this.#listen(stream, stop)
       else await this.#publish(stream, this.source.value, stop)
@@ -320,6 +323,7 @@ export class Studio {
       this.phase.value = phase
       this.result.value = null
       this.playing.value = false
+      this.line.leave()
       this.#publisher = this.#viewer = null
       this.runner.forget()
     })
@@ -396,13 +400,10 @@ export class Studio {
         this.#refused(event.refusal)
         break
       case "loading":
-        this.runner.loads(event.loading)
-        break
       case "problem":
-        this.runner.fails(event.problem)
-        break
       case "health":
-        this.runner.is(event.health)
+      case "moved":
+        this.runner.hear(event)
         break
       case "data":
         this.messages.value = [

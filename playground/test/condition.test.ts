@@ -4,7 +4,9 @@ import {
   appliedWords,
   comingWords,
   loadingWords,
+  movedWords,
   parameterIn,
+  placeWords,
   stateWords,
   troubleOf,
 } from "../src/pure/condition.ts"
@@ -55,4 +57,15 @@ test("a field within a parameter is that parameter's", () => {
   assert.equal(parameterIn("params.controlnets.0.model_id"), "controlnets")
   assert.equal(parameterIn("lora_dict"), "lora_dict")
   assert.equal(parameterIn(null), "")
+})
+
+test("a place in the line is said as people say it", () => {
+  assert.equal(placeWords({ position: 2, expected_wait_s: 19.6 }), "2nd in line, about 20 s")
+  assert.equal(placeWords({ position: 11, expected_wait_s: 0.2 }), "11th in line, about 1 s")
+  assert.equal(placeWords({ position: 23, expected_wait_s: null }), "23rd in line")
+})
+
+test("a move says for how long the picture stood, if anybody could see it", () => {
+  assert.equal(movedWords({ freeze_ms: 412 }), "moved to another runner, 0.4 s")
+  assert.equal(movedWords({ freeze_ms: 40 }), "moved to another runner")
 })

@@ -7,6 +7,12 @@ test("without capacity the page offers to wait as long as the platform says", ()
   assert.deepEqual([failure.title, failure.remedy, failure.afterS], ["All runners are busy", "wait", 7])
 })
 
+test("who was refused hears the place in the line", () => {
+  const place = { position: 3, expected_wait_s: 20 }
+  const failure = failureOf(new ApiError("no slot", 503, "STREAMS/NO_CAPACITY", null, 7, place))
+  assert.equal(failure.text, "One of them has to become free first: 3rd in line, about 20 s.")
+})
+
 test("a part that is away is waited for too, and said to be something else", () => {
   const failure = failureOf(new ApiError("billing is away", 503, "SLUICE/BILLING_UNREACHABLE"))
   assert.deepEqual(

@@ -11,7 +11,7 @@ from typing import Annotated, Final, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from sluice import latency, tables, trace
+from sluice import latency, tables, trace, watching
 from sluice.client import Json, Session, SluiceClient
 from sluice.commands.ending import Ending
 from sluice.commands.options import AsJson, Key, Url
@@ -25,19 +25,21 @@ T = TypeVar("T")
 
 
 def sessions(
-    every: Annotated[bool, typer.Option("--all", help="Also those that have ended.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again each second, until Ctrl-C.")] = False,
+    ended: Annotated[bool, typer.Option("--ended", help="Also those that have ended.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Those of every tenant; for operators.")] = False,
     as_json: AsJson = False,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """List your sessions, newest first."""
-
-    async def ask(client: SluiceClient) -> tuple[Json, str]:
-        return await client.sessions(ended=every), (await client.prices())["currency"]
-
+    """List your sessions, newest first: where they run, how they are, and why they last moved."""
     with Ending(as_json=as_json):
-        answer, currency = _asked(ask, access(url, key, Path.cwd()))
-        _print(answer, tables.sessions(answer, currency), as_json=as_json)
+        found = access(url, key, Path.cwd())
+        if watch:
+            watching.sessions(found, ended=ended, everybodys=every, as_json=as_json)
+            return
+        answer = _asked(lambda client: client.sessions(ended=ended, everybodys=every), found)
+        _print(answer, tables.sessions(answer), as_json=as_json)
 
 
 def runners(as_json: AsJson = False, url: Url = None, key: Key = None) -> None:

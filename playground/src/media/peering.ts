@@ -4,7 +4,8 @@ import { here, reach, refusal } from "../api.ts"
 import { AwayError, NoConnectionError } from "../pure/failures.ts"
 import { type Candidate, fragmentOf, h264First, type IceServer, iceServersOf } from "../pure/sdp.ts"
 
-const ANSWER_S = 20 // the platform waits for a runner in it
+const ANSWER_S = 25 // a viewer's waits for a stream that is about to come back
+const JOIN_S = 330 // a publisher's waits in the line for a runner; giving up leaves the line
 const CONNECT_S = 10
 const RELAY_AFTER_S = 3 // when relays became known only with the answer, and nothing connected without
 const GATHER_MS = 30 // candidates come in bursts
@@ -32,7 +33,7 @@ export class Peering {
 
   /** Send `media`; resolves when it goes through. Raises ApiError, AwayError, NoConnectionError. */
   static publish(url: string, media: MediaStream, stop: AbortSignal): Promise<Peering> {
-    return Peering.#connected(url, stop, (pc) => {
+    return Peering.#connected(url, JOIN_S, stop, (pc) => {
       for (const track of media.getTracks()) {
         const sender = pc.addTransceiver(track, { direction: "sendonly", streams: [media] })
         prefer(sender, track.kind)
@@ -43,7 +44,7 @@ export class Peering {
 
   /** Receive; `ontrack` hears of what comes. Resolves when the connection stands. */
   static watch(url: string, ontrack: (event: RTCTrackEvent) => void, stop: AbortSignal): Promise<Peering> {
-    return Peering.#connected(url, stop, (pc) => {
+    return Peering.#connected(url, ANSWER_S, stop, (pc) => {
       pc.addEventListener("track", ontrack)
       for (const kind of ["video", "audio"] as const)
         prefer(pc.addTransceiver(kind, { direction: "recvonly" }), kind)
@@ -52,13 +53,14 @@ export class Peering {
 
   static async #connected(
     url: string,
+    answerS: number,
     stop: AbortSignal,
     prepare: (pc: RTCPeerConnection) => void,
   ): Promise<Peering> {
     const before = JSON.stringify(known)
     const first = new Peering(url)
     prepare(first.pc)
-    await first.#offer(stop)
+    await first.#offer(answerS, stop)
     const relaysCame = JSON.stringify(known) !== before
     if (await first.#settled(relaysCame ? RELAY_AFTER_S : CONNECT_S, stop)) return first
     await first.close()
@@ -66,21 +68,21 @@ export class Peering {
     if (!relaysCame) throw new NoConnectionError(url)
     const second = new Peering(url)
     prepare(second.pc)
-    await second.#offer(stop)
+    await second.#offer(answerS, stop)
     if (await second.#settled(CONNECT_S, stop)) return second
     await second.close()
     stop.throwIfAborted()
     throw new NoConnectionError(url)
   }
 
-  async #offer(stop: AbortSignal): Promise<void> {
+  async #offer(answerS: number, stop: AbortSignal): Promise<void> {
     try {
       await this.pc.setLocalDescription()
       const answer = await reach(this.#url, {
         method: "POST",
         headers: { "Content-Type": SDP },
         body: this.pc.localDescription?.sdp ?? "",
-        signal: AbortSignal.any([stop, AbortSignal.timeout(ANSWER_S * 1000)]),
+        signal: AbortSignal.any([stop, AbortSignal.timeout(answerS * 1000)]),
       })
       if (answer.status !== 201) throw await refusal(answer)
       this.#resource = here(

@@ -24,6 +24,16 @@ export interface Refusal {
   readonly message: string
 }
 
+/** Where a start is in the line for a runner. */
+export interface Place {
+  readonly position: number
+  readonly expected_wait_s: number | null
+}
+/** The stream goes on with another runner. */
+export interface Moved {
+  readonly freeze_ms: number
+}
+
 const WHY: Readonly<Record<string, string>> = {
   warm: "Preparing",
   reload: "Loading anew",
@@ -34,6 +44,23 @@ const WHY: Readonly<Record<string, string>> = {
 export function loadingWords({ why, stage, percent }: Loading): string {
   const what = stage.trim().replaceAll("_", " ")
   return `${WHY[why] ?? "Loading"}${what ? `: ${what}` : ""}, ${percent} %`.replace("Loading: ", "Loading ")
+}
+
+/** "2nd in line, about 20 s". */
+export function placeWords({ position, expected_wait_s: wait }: Place): string {
+  const about = wait === null ? "" : `, about ${Math.max(1, Math.round(wait))} s`
+  return `${ordinal(position)} in line${about}`
+}
+
+function ordinal(number: number): string {
+  const endings = new Intl.PluralRules("en", { type: "ordinal" })
+  const ending: Readonly<Record<string, string>> = { one: "st", two: "nd", few: "rd" }
+  return `${number}${ending[endings.select(number)] ?? "th"}`
+}
+
+/** "moved to another runner, 0.4 s"; without the time where nobody could see it. */
+export function movedWords({ freeze_ms: froze }: Moved): string {
+  return froze < 50 ? "moved to another runner" : `moved to another runner, ${(froze / 1000).toFixed(1)} s`
 }
 
 const STAGES: Readonly<Record<string, string>> = {

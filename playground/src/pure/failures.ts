@@ -1,10 +1,14 @@
 // What went wrong, in words that say what to do about it. Pure.
 
+import { type Place, placeWords } from "./condition.ts"
+
 export class ApiError extends Error {
   readonly status: number
   readonly code: string
   readonly field: string | null
   readonly retryAfterS: number | null
+  /** Of who was refused for lack of a runner. */
+  readonly place: Place | null
 
   constructor(
     message: string,
@@ -12,6 +16,7 @@ export class ApiError extends Error {
     code = "",
     field: string | null = null,
     retryAfterS: number | null = null,
+    place: Place | null = null,
   ) {
     super(message)
     this.name = "ApiError"
@@ -19,6 +24,7 @@ export class ApiError extends Error {
     this.code = code
     this.field = field
     this.retryAfterS = retryAfterS
+    this.place = place
   }
 }
 
@@ -87,7 +93,7 @@ function ofApi(error: ApiError): Failure {
       if (error.code.includes("CAPACITY") || error.code.includes("EXHAUSTED")) {
         return failure(
           "All runners are busy",
-          "One of them has to become free first.",
+          `One of them has to become free first${error.place ? `: ${placeWords(error.place)}` : ""}.`,
           "wait",
           error.retryAfterS,
         )
@@ -148,6 +154,7 @@ const BREAKDOWNS: Readonly<Record<string, readonly [string, string]>> = {
   params_refused: ["The pipeline refused its parameters", ""],
   engine_crashed: ["The runner's engine crashed", "Another one has started by now."],
   engine_hung: ["The runner's engine hung", "Another one has started by now."],
+  breaks_runners: ["The stream broke its runners", "It was stopped before it broke more of them."],
   runner_lost: ["The runner was lost", "Start again to get another one."],
   bridge_lost: ["The server that had the stream was lost", "Start again to continue on another one."],
   no_capacity: ["All runners are busy", "One of them has to become free first."],

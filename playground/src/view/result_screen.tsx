@@ -5,7 +5,7 @@ import { Maximize, Share2, Volume2, VolumeX } from "lucide"
 import { useEffect, useRef } from "preact/hooks"
 import { pictureOf } from "../known.ts"
 import { PatternReader } from "../media/pattern.ts"
-import { stateWords } from "../pure/condition.ts"
+import { movedWords, placeWords, stateWords } from "../pure/condition.ts"
 import { sinceTime } from "../pure/timecode.ts"
 import type { Studio } from "../studio.ts"
 import { CopyButton } from "./copy.tsx"
@@ -28,7 +28,7 @@ export function ResultScreen({ studio }: { studio: Studio }) {
   return (
     <Screen
       name="Result"
-      state={stateWords(studio.status.value?.phase ?? "", studio.status.value?.health)}
+      state={stateOf(studio)}
       media={media}
       muted={muted.value}
       live={studio.phase.value === "live"}
@@ -63,6 +63,13 @@ export function ResultScreen({ studio }: { studio: Studio }) {
       <Runner studio={studio} />
     </Screen>
   )
+}
+
+/** What is not as it should be; when all is well, that it was moved, for a while. */
+function stateOf(studio: Studio): string {
+  const move = studio.runner.move.value
+  const words = stateWords(studio.status.value?.phase ?? "", studio.status.value?.health)
+  return words || (move === null ? "" : movedWords(move))
 }
 
 function Cover({ studio }: { studio: Studio }) {
@@ -136,6 +143,8 @@ function Said({ studio }: { studio: Studio }) {
 }
 
 function Starting({ studio }: { studio: Studio }) {
+  const place = studio.line.place.value
+  if (place) return <Notice title="All runners are busy" text={`Waiting: ${placeWords(place)}.`} />
   const told = studio.runner.loading.value !== null || studio.runner.trouble.value !== null
   return <Notice title="Starting…" text={told ? "" : "Waiting for the first picture."} />
 }

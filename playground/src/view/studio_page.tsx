@@ -2,7 +2,7 @@
 
 import { KeyRound, Play, Square } from "lucide"
 import mark from "../assets/mark.svg"
-import { appliedWords, comingWords, loadingWords, troubleOf } from "../pure/condition.ts"
+import { appliedWords, comingWords, loadingWords, placeWords, troubleOf } from "../pure/condition.ts"
 import { balance, milliseconds } from "../pure/format.ts"
 import type { Phase, Studio } from "../studio.ts"
 import { Elsewhere } from "./elsewhere.tsx"
@@ -134,6 +134,10 @@ function announced(studio: Studio): string {
   if (studio.keyNeeded.value) return "An API key is needed."
   const trouble = studio.runner.trouble.value
   if (trouble) return `${troubleOf(trouble).title}. ${troubleOf(trouble).action}`
+  const place = studio.line.place.value
+  // Without the wait, which would be read out each second.
+  if (place) return `Waiting for a runner, ${placeWords({ ...place, expected_wait_s: null })}.`
+  if (studio.runner.move.value) return "Moved to another runner."
   const loading = studio.runner.loading.value
   // Without the share, which would be read out at each step.
   if (loading) return `${loadingWords({ ...loading, percent: 0 }).replace(/, 0 %$/, "")}.`

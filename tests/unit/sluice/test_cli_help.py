@@ -29,6 +29,7 @@ EVERY = dict(commands(get_command(app)))
 def test_the_commands_are_there() -> None:
     assert set(EVERY) >= {
         *("transform", "publish", "play", "sessions", "runners", "usage", "latency", "trace", "stop"),
+        *("move", "drain"),
         *("pipeline run", "pipeline new", "pipeline check", "models fetch", "models list"),
     }
 
