@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import signal
 import socket
 import sys
 import urllib.error
@@ -137,6 +138,7 @@ class Stack:
                 session_manager_address=at(local.session_manager_port),
                 router_address=at(local.router_port),
                 billing_address=at(local.billing_port),
+                operators=TENANT,
                 stream_secret=self._secret(),
                 outbox_path=str(self.state / "outbox.sqlite3"),
                 **({"traces_url": f"http://{at(local.traces_port)}"} if self.keeps_traces else {}),
@@ -151,6 +153,7 @@ class Stack:
                     name=f"runner-{index}",
                     listen=at(local.runner_port + index),
                     runner=f"cpu-{index}",
+                    session_manager_address=at(local.session_manager_port),
                     pipelines=pipelines,
                 )
             )
@@ -171,9 +174,10 @@ class Stack:
         self._metrics += 1
         environment = {f"SLUICE_{service.upper()}_{key.upper()}": value for key, value in settings.items()}
         environment |= {"PYTHONUNBUFFERED": "1", "GRPC_VERBOSITY": "ERROR"}
-        return Program(
-            name or service.replace("_", "-"), [sys.executable, "-m", f"services.{service}"], environment
-        )
+        # At SIGTERM a runner would first wait until its sessions have moved elsewhere.
+        ending = signal.SIGINT if service == "inference" else signal.SIGTERM
+        command = [sys.executable, "-m", f"services.{service}"]
+        return Program(name or service.replace("_", "-"), command, environment, ending)
 
     def _secret(self) -> str:
         """The key that signs stream keys; kept, so that they outlive a restart."""
@@ -309,8 +313,8 @@ def banner(stack: Stack, key: str) -> str:
 """
 
 
-async def main(settings: LocalSettings) -> None:
-    stack = Stack(settings)
+async def main(stack: Stack) -> None:
+    settings = stack.settings
     problems = stack.taken()
     if problems:
         sys.stderr.write("".join(f"{problem}\n" for problem in problems))
@@ -338,4 +342,4 @@ async def main(settings: LocalSettings) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(LocalSettings()))
+    asyncio.run(main(Stack(LocalSettings())))

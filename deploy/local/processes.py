@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 LINE_BYTES: Final = 1 << 20
@@ -26,11 +27,12 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run, under which name its lines appear."""
+    """What to run, under which name its lines appear. `ending`: the signal at which it leaves."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
+    ending: signal.Signals = signal.SIGTERM
 
 
 class Supervisor:
@@ -39,7 +41,7 @@ class Supervisor:
     def __init__(self, stop_within_s: float) -> None:
         self._stop_within_s = stop_within_s
         self._children: dict[str, asyncio.subprocess.Process] = {}
-        self._order: list[str] = []
+        self._order: list[Program] = []
         self._stopping = asyncio.Event()
         self._coloured = sys.stdout.isatty()
 
@@ -53,7 +55,7 @@ class Supervisor:
 
     async def keep(self, program: Program, group: asyncio.TaskGroup) -> None:
         """Start `program` and keep it running until the block ends."""
-        self._order.append(program.name)
+        self._order.append(program)
         child = await self._spawn(program)
         group.create_task(self._keep(program, child), name=program.name)
 
@@ -85,7 +87,7 @@ class Supervisor:
             stderr=asyncio.subprocess.STDOUT,
             limit=LINE_BYTES,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(_die_with_parent, program.ending),
         )
         self._children[program.name] = child
         if self._stopping.is_set():
@@ -106,11 +108,11 @@ class Supervisor:
     async def stop(self) -> None:
         """End every child, the last started first; one that does not end in time is killed."""
         self._stopping.set()
-        for name in reversed(self._order):
-            child = self._children.get(name)
+        for program in reversed(self._order):
+            name, child = program.name, self._children.get(program.name)
             if child is None or child.returncode is not None:
                 continue
-            _signal_group(child, signal.SIGTERM)
+            _signal_group(child, program.ending)
             try:
                 async with asyncio.timeout(self._stop_within_s):
                     await child.wait()
@@ -131,8 +133,8 @@ def _signal_group(child: asyncio.subprocess.Process, number: signal.Signals) -> 
         os.killpg(child.pid, number)
 
 
-def _die_with_parent() -> None:
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _die_with_parent(number: signal.Signals) -> None:
+    LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
 @asynccontextmanager

@@ -55,6 +55,7 @@ EDGES: Final = {
     ("session-manager", "ingest", 7000),  # Bridge, at the pod's own address
     ("session-manager", "inference", 7004),  # Runner, likewise
     ("inference", "ingest", 8001),  # trickle, likewise
+    ("inference", "session-manager", 7002),  # a runner that leaves
     ("ingest", "ingest", 8000),  # signalling of a session that another pod has
 }
 EVERYTHING: Final[Object] = {
@@ -374,7 +375,7 @@ def test_selectors_match_the_pods_of_their_component_and_no_others(objects: list
                 matched = {name for name, have in labels.items() if wanted.items() <= have.items()}
                 assert matched == ({component} if component else set(labels)), found["metadata"]["name"]
                 selectors += 1
-    assert selectors == 5 + 4 + 3 + 6  # Deployments, Services, PodDisruptionBudgets, NetworkPolicies
+    assert selectors == 5 + 4 + 4 + 6  # Deployments, Services, PodDisruptionBudgets, NetworkPolicies
 
 
 def test_everything_carries_the_recommended_labels(objects: list[Object]) -> None:
@@ -469,14 +470,15 @@ def test_a_pool_can_run_somebody_else_s_container(chart: helm.Chart, monkeypatch
     for found in objects:
         kubernetes_validate.validate(found, "1.31", strict=True)
     pod = pods(objects)["inference"]
-    ours, theirs = pod["containers"]
+    ours = container(pod)
+    (theirs,) = pod["initContainers"]
+    assert theirs["restartPolicy"] == "Always"  # a sidecar, which ends after the runner has drained
     assert theirs["image"] == "registry.example.com/paint:1"
     assert {"name": "STYLE", "value": "oil"} in theirs["env"]
     assert theirs["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in ours["resources"]["limits"]
     assert theirs["securityContext"]["runAsNonRoot"] is False
     assert {"name": "shm", "mountPath": "/dev/shm"} in theirs["volumeMounts"]
-    pod["containers"] = [ours]
     for name, value in environment(objects, "inference").items():
         monkeypatch.setenv(name, value)
     settings = InferenceSettings()
@@ -546,6 +548,8 @@ def test_kubernetes_waits_longer_than_the_service(objects: list[Object], compone
         {"router": {"settings": {"shutdown_grace_s": 12.5}}},
         {"router": {"preStopSeconds": 20}},
         {"shutdownGraceSeconds": 13, "inference": {"terminationGracePeriodSeconds": 300}},
+        {"inference": {"drainSeconds": 170}},
+        {"inference": {"settings": {"drain_s": 170}}},
     ],
 )
 def test_a_service_that_would_be_killed_while_it_ends_is_refused(chart: helm.Chart, values: Object) -> None:
@@ -574,8 +578,27 @@ def test_databases_are_on_volumes(objects: list[Object]) -> None:
 
 def test_several_pods_are_evicted_one_at_a_time(objects: list[Object]) -> None:
     budgets = of_kind(objects, "PodDisruptionBudget")
-    assert budgets.keys() == {"ingest", "router", "session-manager"}
+    assert budgets.keys() == {"ingest", "router", "session-manager", "inference"}
     assert all(each["spec"]["maxUnavailable"] == 1 for each in budgets.values())
+    assert {each["spec"]["unhealthyPodEvictionPolicy"] for each in budgets.values()} == {"AlwaysAllow"}
+
+
+def test_a_runner_that_is_to_go_has_time_room_and_a_way_to_have_its_sessions_moved(
+    chart: helm.Chart, objects: list[Object]
+) -> None:
+    variables, pod = environment(objects, "inference"), pods(objects)["inference"]
+    drain_s = float(variables["SLUICE_INFERENCE_DRAIN_S"])
+    assert drain_s >= 60
+    assert pod["terminationGracePeriodSeconds"] > drain_s + 2 * float(
+        variables["SLUICE_INFERENCE_SHUTDOWN_GRACE_S"]
+    )
+    asked = variables["SLUICE_INFERENCE_SESSION_MANAGER_ADDRESS"]
+    service = of_kind(objects, "Service")["session-manager"]
+    assert asked == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    strategy = of_kind(objects, "Deployment")["inference"]["spec"]["strategy"]
+    assert strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    at_once = render(chart, {"inference": {"drainSeconds": 0, "terminationGracePeriodSeconds": 20}})
+    assert environment(at_once, "inference")["SLUICE_INFERENCE_DRAIN_S"] == "0"
 
 
 @pytest.mark.parametrize("values", [{}, {"secret": {"streamSecret": "s" * 16}}], ids=["random", "given"])

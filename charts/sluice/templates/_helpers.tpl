@@ -130,9 +130,10 @@ Secret; `settings` of the values may set neither, but anything else, also what a
 {{- end -}}
 {{- $_ := set $settings $field $value -}}
 {{- end -}}
-{{- $least := addf .values.preStopSeconds (mulf 2 (float64 $settings.shutdown_grace_s)) -}}
+{{- $drain := float64 (get $settings "drain_s" | default 0) -}}
+{{- $least := addf .values.preStopSeconds $drain (mulf 2 (float64 $settings.shutdown_grace_s)) -}}
 {{- if le (float64 .values.terminationGracePeriodSeconds) (float64 $least) -}}
-{{- fail (printf "%s.terminationGracePeriodSeconds must be above preStopSeconds + 2 x shutdown_grace_s = %v" $key $least) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds must be above preStopSeconds%s + 2 x shutdown_grace_s = %v" $key (ternary " + drainSeconds" "" (gt $drain 0.0)) $least) -}}
 {{- end -}}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
@@ -218,10 +219,10 @@ spec:
           whenUnsatisfiable: ScheduleAnyway
           labelSelector:
             matchLabels: {{- include "sluice.selectorLabels" . | nindent 14 }}
-      {{- with .fetch }}
-      {{- /* Before the pod serves: models that are there already are only looked at. */}}
+      {{- if or .fetch .sidecars }}
       initContainers:
-        {{- range . }}
+        {{- /* Before the pod serves: models that are there already are only looked at. */}}
+        {{- range .fetch }}
         - name: fetch-{{ sha256sum . | trunc 10 }}
           image: {{ include "sluice.image" $ | quote }}
           imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
@@ -234,6 +235,10 @@ spec:
           volumeMounts:
             - {name: tmp, mountPath: /tmp}
             - {name: models, mountPath: /models}
+        {{- end }}
+        {{- /* Sidecars, which end after the containers: what a runner drains from must not go before it. */}}
+        {{- with .sidecars }}
+        {{- toYaml . | nindent 8 }}
         {{- end }}
       {{- end }}
       containers:
@@ -285,9 +290,6 @@ spec:
             {{- with .mounts }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
-        {{- with .sidecars }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
       volumes:
         - {name: tmp, emptyDir: {sizeLimit: 1Gi}}
         {{- with .volumes }}
