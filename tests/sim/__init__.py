@@ -1,0 +1,1 @@
+"""The production code in a played world: network, broker, deaths and clocks follow from one seed."""
