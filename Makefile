@@ -63,7 +63,7 @@ browser: ## a real browser for the tests; as root it is installed
 	  echo 'The tests need a browser: apt-get install chromium' >&2; exit 1
 	fi
 
-test: check e2e ## every test
+test: check sim-short e2e chaos-short ## every test
 
 check: lint types arch protos-check playground-check unit contract slices ## everything but the whole stack
 
@@ -99,6 +99,19 @@ contract: $(VENV)/.dev browser ## one service at a time, against a real NATS, re
 e2e: $(VENV)/.dev browser playground ## the whole stack as processes
 	pytest tests/e2e
 
+sim-short: $(VENV)/.dev
+	pytest tests/sim
+
+sim: $(VENV)/.dev ## the simulator, from seed 1 on: make sim SEEDS=200
+	python -m tests.sim --seeds $(or $(SEEDS),200)
+
+chaos-short: $(VENV)/.dev
+	pytest tests/chaos
+
+chaos: $(VENV)/.dev ## faults in real processes: make chaos NAME=kill TRIALS=50 (without NAME: all of them)
+	@if [ -n '$(NAME)' ] && [ ! -f 'tests/chaos/$(NAME).py' ]; then echo 'docs/survival.md has the names' >&2; exit 2; fi
+	python -m tests.chaos$(if $(NAME),.$(NAME) $(if $(TRIALS),--trials $(TRIALS)))
+
 slices: $(VENV)/.dev ## each service imports with only its own extra, each in a fresh environment
 	python tests/support/slices.py
 
@@ -127,4 +140,4 @@ constraints: $(VENV)/.dev ## pin what is installed now
 clean: ## remove the environment and local state
 	rm -rf $(VENV) playground/node_modules services/ingest/playground .sluice .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup run diffusion playground playground-check browser test check protos protos-check protos-release fmt lint types arch unit contract e2e slices cov bench images docs chart constraints clean
+.PHONY: help setup run diffusion playground playground-check browser test check protos protos-check protos-release fmt lint types arch unit contract e2e slices sim sim-short chaos chaos-short cov bench images docs chart constraints clean

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from services.session_manager.failover import SESSIONS_OWN
 from services.session_manager.machine import Reason
-from services.session_manager.watch import RUNNER_FAULTS
 from tests.support import metrics_table, settings_table
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ BOUNDED = frozenset(
             "reason",
             "region",
         ),
-        *("result", "role", "route", "stage", "state", "status", "where"),
+        *("result", "role", "route", "stage", "state", "status", "where", "why"),
     }
 )
 
@@ -48,7 +48,7 @@ def test_metrics_are_named_as_prometheus_wants_them_and_no_label_grows_with_use(
 
 def test_every_reason_of_an_end_is_explained() -> None:
     text = (ROOT / "docs" / "how-it-works.md").read_text()
-    assert not [reason for reason in {*Reason, *RUNNER_FAULTS} if f"`{reason}`" not in text]
+    assert not [reason for reason in {*Reason, *SESSIONS_OWN} if f"`{reason}`" not in text]
 
 
 def test_links_between_documents_lead_somewhere() -> None:
