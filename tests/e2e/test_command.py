@@ -124,7 +124,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(stack: Stack, sample: Path, tmp
 
 
 def test_tables_show_sessions_runners_and_usage(stack: Stack) -> None:
-    for words in (("sessions", "--all"), ("runners",), ("usage",)):
+    for words in (("sessions", "--ended"), ("runners",), ("usage",)):
         table = stack.command(*words)
         assert table.returncode == 0, table.stderr
         data = json.loads(stack.command(*words, "--json").stdout)["data"]

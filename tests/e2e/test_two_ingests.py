@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -23,9 +24,19 @@ from tests.support.viewer import finish
 SDP = {"Content-Type": "application/sdp"}
 
 
+@dataclass
+class Second:
+    """Another ingest process of an installation, and a client of its public HTTP with the tenant's key."""
+
+    process: subprocess.Popen[bytes]
+    http: httpx.Client
+    url: str
+    rtmp_url: str
+
+
 @contextmanager
-def second_ingest(stack: Stack, directory: Path) -> Iterator[httpx.Client]:
-    """Another ingest process of the same installation; a client of its public HTTP with the tenant's key."""
+def second_ingest(stack: Stack, directory: Path) -> Iterator[Second]:
+    """Run a second one until the block ends."""
     names = ("listen", "trickle_listen", "public_trickle_listen", "bridge_listen", "metrics_listen")
     ports = dict(zip((*names, "rtmp_listen", "webrtc_listen"), free_ports(7, size=3), strict=True))
     settings = {name: f"127.0.0.1:{port}" for name, port in ports.items()} | {
@@ -55,7 +66,11 @@ def second_ingest(stack: Stack, directory: Path) -> Iterator[httpx.Client]:
 
     try:
         until(answers, 20, "the second ingest process is up")
-        yield client
+        url, rtmp_url = (
+            f"http://127.0.0.1:{ports['listen']}",
+            f"rtmp://127.0.0.1:{ports['rtmp_listen']}/live",
+        )
+        yield Second(process, client, url, rtmp_url)
     finally:
         client.close()
         process.terminate()
@@ -71,8 +86,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def other(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with second_ingest(stack, tmp_path_factory.mktemp("second")) as client:
-        yield client
+    with second_ingest(stack, tmp_path_factory.mktemp("second")) as second:
+        yield second.http
 
 
 def test_a_stream_is_watched_steered_and_followed_through_the_process_that_does_not_have_it(

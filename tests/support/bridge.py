@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -15,6 +15,7 @@ from services.common.media.clock import ORIGIN_TICKS
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, Demuxer, Muxer
 from services.common.trickle.channel import SegmentWriter
 from services.common.trickle.registry import Registry
+from services.ingest.bridge.events import Status, parse
 from services.ingest.bridge.identity import Identity
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.session import BridgeSession
@@ -41,6 +42,59 @@ class Disk:
             self.windows.append(window)
 
 
+class Runner:
+    """A runner's ends of one epoch's channels."""
+
+    def __init__(self, session: BridgeSession, epoch: int) -> None:
+        self.session = session
+        self.epoch = epoch
+        self.muxer = Muxer()
+        self._writer: SegmentWriter | None = None
+        self._out = session._channels[f"out-{epoch}"].channel
+        self._control = session._channels[f"control-{epoch}"].channel
+
+    def put(self, units: Iterable[AccessUnit]) -> None:
+        """Write `units`, each at once. Raises what a runner is refused with, when its epoch is closed."""
+        for unit in units:
+            if self._writer is None or (unit.keyframe and unit.codec is Codec.H264):
+                if self._writer is not None:
+                    self._writer.end()
+                self._writer = self._out.begin_segment(random_access=unit.keyframe)
+                self._writer.write(self.muxer.begin_segment())
+            self._writer.write(self.muxer.write(unit))
+
+    async def reply(self, units: Iterable[AccessUnit]) -> None:
+        """Write `units`, and the session takes them in."""
+        self.put(units)
+        await settled()
+
+    def die(self) -> None:
+        """Its connections break."""
+        assert self._writer is not None
+        self._writer.abandon()
+
+    async def event(self, *lines: object) -> None:
+        """Say something on `events`, one segment."""
+        await self.say("events", *lines)
+
+    async def say(self, kind: str, *lines: object) -> None:
+        with self.session._channels[f"{kind}-{self.epoch}"].channel.begin_segment() as writer:
+            for line in lines:
+                text = line if isinstance(line, bytes) else json.dumps(line).encode()
+                writer.write(text + b"\n")
+        await settled()
+
+    @property
+    def asked(self) -> int:
+        """How much was said on `control`."""
+        return self._control.head
+
+    def told(self) -> list[dict[str, Any]]:
+        """What it was asked on `control`, all of it."""
+        segments = self._control._segments
+        return [json.loads(b"".join(segments[index].pieces)) for index in sorted(segments)]
+
+
 class Stage:
     """A session with the ends of its channels: the publisher's, the runner's, a viewer's."""
 
@@ -58,12 +112,21 @@ class Stage:
             settings=self.settings,
             now_s=self.now,
         )
-        self._writer: SegmentWriter | None = None
-        self.muxer = Muxer()  # the runner's
+        self.runner: Runner | None = None  # of the epoch that was opened first
+        self.muxer = Muxer()  # that runner's
 
-    def open(self, epoch: int = 1, **facts: Any) -> dict[str, Any]:
+    def open(self, epoch: int = 1, **facts: Any) -> Mapping[str, Any]:
         paid = {"paid_until_ms": 3_600_000, "overdraft_ms": 60_000, "runner": "r0", **facts}
-        return self.session.open(bridge_pb2.OpenRequest(session="ses_a", epoch=epoch, **paid))
+        channels = self.session.open(bridge_pb2.OpenRequest(session="ses_a", epoch=epoch, **paid))
+        if self.runner is None:
+            self.runner = Runner(self.session, epoch)
+            self.runner.muxer = self.muxer
+        return channels
+
+    def candidate(self, epoch: int = 2, **facts: Any) -> Runner:
+        """Open another epoch, for another runner."""
+        self.open(epoch, runner=f"r{epoch - 1}", **facts)
+        return Runner(self.session, epoch)
 
     def push(self, units: Iterable[AccessUnit]) -> None:
         for unit in units:
@@ -76,29 +139,20 @@ class Stage:
 
     def put(self, units: Iterable[AccessUnit]) -> None:
         """The runner writes `units`, each at once."""
-        channel = self.session._channels["out"].channel
-        for unit in units:
-            if self._writer is None or (unit.keyframe and unit.codec is Codec.H264):
-                if self._writer is not None:
-                    self._writer.end()
-                self._writer = channel.begin_segment(random_access=unit.keyframe)
-                self._writer.write(self.muxer.begin_segment())
-            self._writer.write(self.muxer.write(unit))
+        assert self.runner is not None
+        self.runner.put(units)
 
     async def event(self, *lines: object) -> None:
         """The runner says something on `events`, one segment."""
-        with self.session._channels["events"].channel.begin_segment() as writer:
-            for line in lines:
-                text = line if isinstance(line, bytes) else json.dumps(line).encode()
-                writer.write(text + b"\n")
-        await settled()
+        assert self.runner is not None
+        await self.runner.event(*lines)
 
     async def live(self, seconds: float, start: int = 0) -> int:
         """The publisher sends and the runner answers at 25 fps; returns the pictures that it were."""
         count = round(seconds / FRAME_S)
         for unit in pictures(count, start=start):
             self.session.push(unit, self.now())
-            await self.reply([moved(unit, self.session._in_pts)])
+            await self.reply([moved(unit, self.session.outputs.in_pts)])
             await asyncio.sleep(FRAME_S)
         return count
 
@@ -109,6 +163,15 @@ class Stage:
     def delivered(self) -> list[AccessUnit]:
         """What a viewer can read from the ring of `play`."""
         return units_of(written(self.session, "play"))
+
+
+def hear(session: BridgeSession, kind: str, /, **fields: object) -> None:
+    """Whichever runner has the session says something on `events`."""
+    event = parse(json.dumps({"type": kind, **fields}).encode())
+    assert event is not None
+    assert not isinstance(event, Status)
+    if session.heard.take(event, session._now_s()):
+        session.changed.set(None)
 
 
 @dataclass(frozen=True, slots=True)

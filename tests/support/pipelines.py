@@ -244,6 +244,7 @@ class Counting(Pipeline):
     """Remembers how many pictures it has seen, and shows it."""
 
     name, version, description = "counting", "1.0", "Each picture is lighter than the one before."
+    slots_per_engine = 2
     params: ClassVar = {
         "snapshots": Param(
             default="good", help="What it hands out.", choices=("good", "none", "large", "slow", "raises")
@@ -273,6 +274,8 @@ class Counting(Pipeline):
         return bytes(2 << 20) if self._snapshots == "large" else str(self._seen).encode()
 
     def restore(self, snapshot: bytes) -> None:
+        if snapshot == b"poison":
+            os.kill(os.getpid(), signal.SIGKILL)
         self._seen = int(snapshot)
 
 

@@ -55,6 +55,10 @@ class Platform:
         self.settled = True
         self.sessions: list[dict[str, Any]] = []
         self.spans: list[dict[str, Any]] = []  # of every session
+        self.moves: list[dict[str, Any]] = []  # of every stream's session
+        self.moving: list[dict[str, Any]] = []  # looks after a wish to move, each at what there is then
+        self.left: list[int] = []  # sessions on a runner, at each look
+        self.drains: list[tuple[str, bool]] = []
 
     @property
     def stream(self) -> Running:
@@ -72,6 +76,11 @@ class Platform:
             "runner": "runner-1",
             "created_at": "2026-01-01T00:00:00.000Z",
             "ended_at": None,
+            "age_s": 12.4,
+            "queue": None,
+            "move_wanted": None,
+            "moving_to": None,
+            "moves": self.moves,
             "settled": self.settled,
             "micro_per_second": 100,
             **({} if running.phase == "ended" else {"cost_micro": 41, "fps_out": 24.5, "latency_ms": 40.2}),
@@ -184,30 +193,7 @@ def _app(at: Platform) -> FastAPI:
         part = at.session_object(running) if running.phase else None
         return {"success": True, "error": None, "data": {"stream_id": stream, "sluice": part}}
 
-    @app.get("/v1/sessions")
-    async def sessions(ended: bool = False) -> dict[str, Any]:
-        return {"data": [one for one in at.sessions if ended or one["phase"] != "ended"]}
-
-    @app.get("/v1/sessions/{session}")
-    async def session(session: str) -> Any:
-        for listed in at.sessions:
-            if listed["session"] == session:
-                return listed
-        found = at.streams.get(session.replace("ses_", "str_"))
-        return at.session_object(found) if found else refused((404, "SLUICE/NOT_FOUND", "no such session"))
-
-    @app.get("/v1/sessions/{session}/trace")
-    async def trace(session: str) -> dict[str, Any]:
-        return {"trace": "0af7651916cd43dd8448eb211c80319c", "dropped_spans": 0, "spans": at.spans}
-
-    @app.get("/v1/sessions/{session}/latency")
-    async def latency(session: str) -> dict[str, Any]:
-        stages = [{"stage": stage, "p50_ms": 7.0, "p95_ms": 12.5} for stage in ("infer", "total")]
-        return {"session": session, "pipeline": "effects", "live": True, "pictures": 900, "stages": stages}
-
-    @app.delete("/v1/sessions/{session}")
-    async def stop(session: str) -> dict[str, Any]:
-        return {"success": True, "data": {}}
+    _sessions(app, at)
 
     @app.get("/v1/prices")
     async def prices() -> dict[str, Any]:
@@ -255,6 +241,45 @@ def _app(at: Platform) -> FastAPI:
         return await _published(at, at.streams[stream], request)
 
     return app
+
+
+def _sessions(app: FastAPI, at: Platform) -> None:
+    @app.get("/v1/sessions")
+    async def sessions(ended: bool = False, all: bool = False) -> dict[str, Any]:  # noqa: A002
+        found = [one for one in at.sessions if ended or one["phase"] != "ended"]
+        return {"data": [{**one, "tenant": "acme"} for one in found] if all else found}
+
+    @app.post("/v1/sessions/{session}/move", status_code=202)
+    async def move(session: str) -> Any:
+        return next(one for one in at.sessions if one["session"] == session)
+
+    @app.post("/v1/runners/{runner}/drain")
+    async def drain(runner: str, request: Request) -> dict[str, Any]:
+        at.drains.append((runner, (await request.json())["cancel"]))
+        return {"runner": runner, "sessions": at.left.pop(0) if at.left else 0}
+
+    @app.get("/v1/sessions/{session}")
+    async def session(session: str) -> Any:
+        if at.moving:
+            at.sessions[:] = [at.moving.pop(0)]
+        for listed in at.sessions:
+            if listed["session"] == session:
+                return listed
+        found = at.streams.get(session.replace("ses_", "str_"))
+        return at.session_object(found) if found else refused((404, "SLUICE/NOT_FOUND", "no such session"))
+
+    @app.get("/v1/sessions/{session}/trace")
+    async def trace(session: str) -> dict[str, Any]:
+        return {"trace": "0af7651916cd43dd8448eb211c80319c", "dropped_spans": 0, "spans": at.spans}
+
+    @app.get("/v1/sessions/{session}/latency")
+    async def latency(session: str) -> dict[str, Any]:
+        stages = [{"stage": stage, "p50_ms": 7.0, "p95_ms": 12.5} for stage in ("infer", "total")]
+        return {"session": session, "pipeline": "effects", "live": True, "pictures": 900, "stages": stages}
+
+    @app.delete("/v1/sessions/{session}")
+    async def stop(session: str) -> dict[str, Any]:
+        return {"success": True, "data": {}}
 
 
 async def _played(running: Running) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import httpx
 import psutil
@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 class Stack:
     """A running platform. `request` calls its public API as the local tenant."""
+
+    program: ClassVar = "deploy.local"  # the module that starts it
 
     def __init__(self, directory: Path, **settings: str) -> None:
         self.directory = directory
@@ -61,7 +63,7 @@ class Stack:
     def start(self, within_s: float = 60.0) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.local"], cwd=ROOT, env=self.environment, stdout=log, stderr=log
+                [sys.executable, "-m", self.program], cwd=ROOT, env=self.environment, stdout=log, stderr=log
             )
         until(lambda: UP in self.log.read_text() or self._process_ended(), within_s, "the platform is up")
         assert UP in self.log.read_text(), self.log.read_text()
@@ -96,31 +98,36 @@ class Stack:
         return psutil.Process(self._process.pid)
 
     def processes(self) -> dict[str, psutil.Process]:
-        """The direct children of the supervisor by name."""
+        """The direct children of the supervisor by name; runners are `runner-0` and so on."""
         found: dict[str, psutil.Process] = {}
         for child in self.supervisor().children():
             with contextlib.suppress(psutil.Error):
                 words = child.cmdline()
                 if words and words[0].endswith("nats-server"):
                     found["nats"] = child
-                elif len(words) > 2 and words[2].startswith("services."):
-                    name = words[2].removeprefix("services.").replace("_", "-")
-                    found["runner-0" if name == "inference" else name] = child
+                elif len(words) > 2 and (service := words[-1]).startswith("services."):
+                    found[_program(service, child.environ())] = child
         return found
 
-    def engine(self) -> psutil.Process:
-        (child,) = self.processes()["runner-0"].children()
+    def engine(self, runner: str = "runner-0") -> psutil.Process:
+        (child,) = self.processes()[runner].children()
         return child
 
     def kill(self, name: str) -> int:
-        """SIGKILL one process; returns its process id."""
+        """SIGKILL one process; returns its process id. `engine` is the first runner's."""
         process = self.engine() if name == "engine" else self.processes()[name]
         process.kill()
         return int(process.pid)
 
+    def signal_pod(self, name: str, number: signal.Signals) -> None:
+        """Signal a process and everything that it started, as the end or the freeze of its pod does."""
+        os.killpg(self.processes()[name].pid, number)  # the supervisor gives each child a group of its own
+
     def metric(self, service: str, name: str, **labels: str) -> float:
         """Sum of a metric's samples that have `labels`."""
-        port = self.ports["METRICS"] + METRICS[service]
+        kind, _, index = service.rpartition("-")
+        behind = METRICS["runner-0"] + int(index) if kind == "runner" else METRICS[service]
+        port = self.ports["METRICS"] + behind
         total = 0.0
         for line in httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text.splitlines():
             if line.startswith("#"):
@@ -200,6 +207,15 @@ def running(directory: Path, **settings: str) -> Iterator[Stack]:
         stack.stop()
 
 
+def _program(service: str, environment: dict[str, str]) -> str:
+    """What the supervisor calls the process of a service with such an environment."""
+    name = service.removeprefix("services.").replace("_", "-")
+    if name == "inference":
+        _, _, index = environment["SLUICE_INFERENCE_RUNNER"].rpartition("-")
+        name = f"runner-{index}"
+    return environment.get("SLUICE_PROGRAM", name)
+
+
 def until(look: Callable[[], T | None], within_s: float, what: str) -> T:
     """Poll `look` until it returns something true; fail with `what` otherwise."""
     deadline_s = time.monotonic() + within_s
@@ -213,7 +229,8 @@ def until(look: Callable[[], T | None], within_s: float, what: str) -> T:
 
 def free_ports(blocks: int, size: int = 10) -> list[int]:
     """The first ports of `blocks` ranges of `size` ports that nobody listens on."""
-    start = 20_000 + os.getpid() * 97 % 20_000
+    # Far apart from one process to the next, and below 32768, where outgoing connections have theirs.
+    start = 20_000 + os.getpid() * 160 % 12_000
     found: list[int] = []
     while len(found) < blocks:
         if all(_free(port) for port in range(start, start + size)):
