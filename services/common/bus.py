@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, Final
 from uuid import uuid4
@@ -33,11 +33,12 @@ from nats.js.kv import KV_MARKER_REASON, KV_OP, KV_PURGE, KeyValue
 from prometheus_client import Counter, Gauge
 
 from services.common.errors import ConflictError, InvalidError, SluiceError, UnavailableError
-from services.common.latest import Latest
+from services.common.latest import Batches, Latest
 from services.common.nats_errors import translated
 from services.common.telemetry import carrier, report_bug
 from services.common.topology import PROBE, PROBE_SUBJECT, BucketSpec, StreamSpec
 from services.common.views import BAD_MESSAGES, Entry, Filling, ParsedView, View
+from services.common.watching import Watcher, watching
 
 __all__ = ["BAD_MESSAGES", "Bucket", "Bus", "Entry", "ParsedView", "View", "connect"]
 log = structlog.get_logger()
@@ -61,7 +62,6 @@ PROVE_EVERY_S: Final = (
     30.0  # a view is compared with its bucket so often, even if nothing says that it is stale
 )
 PROVEN_WITHIN_S: Final = 3.0  # else it is rebuilt
-WATCHER_LINGERS_S: Final = 5.0  # the server forgets a watcher that left; nats-py would keep it 5 minutes
 MAILBOX: Final = 1024  # messages of a core subject, between nats-py and who reads them
 ATTEMPTS: Final = 20  # of a read-modify-compare-and-set before it is given up as contention
 PROBE_EVERY_S: Final = 5.0
@@ -70,6 +70,7 @@ PROBE_PAYLOAD: Final = bytes(4096)  # a page, for which a full disk has no room
 NOT_STORING_AFTER_S: Final = 30.0
 RESTORE_AT_ONCE: Final = 64  # keys on their way
 STREAM_NOT_FOUND: Final = 10059
+EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 KEY: Final = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 KEY_MAX_BYTES: Final = 512 * 1024
 
@@ -83,18 +84,19 @@ class Bus:
         self.generation = Latest(0)  # grows with every reconnection
         self.stores = True  # False once messages were not stored for a while
         self._streams: dict[str, StreamConfig] = {}
-        self._healthy_since_s: float | None = _now_s()
+        self._now_s = asyncio.get_running_loop().time
+        self._healthy_since_s: float | None = self._now_s()
 
     @property
     def healthy_for_s(self) -> float:
         """How long the link has been up; 0 while it is down. Silence of others is evidence only after 3 s."""
-        return 0.0 if self._healthy_since_s is None else _now_s() - self._healthy_since_s
+        return 0.0 if self._healthy_since_s is None else self._now_s() - self._healthy_since_s
 
     def went_down(self) -> None:
         self._healthy_since_s = None
 
     def came_back(self) -> None:
-        self._healthy_since_s = _now_s()
+        self._healthy_since_s = self._now_s()
         RECONNECTS.inc()
         self.generation.set(self.generation.value + 1)
 
@@ -109,11 +111,12 @@ class Bus:
         Not nats-py's own iterator: it makes a task for each message, and a busy loop then hears thousands of
         heartbeats seconds late. Behind a full mailbox its own limits hold, which drop and tell.
         """
-        mailbox: asyncio.Queue[Msg] = asyncio.Queue(MAILBOX)
+        mailbox = Batches[Msg](MAILBOX)
         subscription = await self._client.subscribe(subject, cb=mailbox.put)
         try:
             while True:
-                yield await mailbox.get()
+                for message in await mailbox.take():
+                    yield message
         finally:
             with suppress(nats.errors.Error):
                 await subscription.unsubscribe()
@@ -183,7 +186,7 @@ class Bus:
                     await self.store(PROBE_SUBJECT, PROBE_PAYLOAD, message_id=uuid4().hex)
                 failing_since_s = None
             except SluiceError as error:
-                failing_since_s = failing_since_s or _now_s()
+                failing_since_s = failing_since_s or self._now_s()
                 log.warning("NATS stores nothing", reason=error.reason, why=error.message)
                 await asyncio.sleep(0.5)
             self._found(failing_since_s)
@@ -191,14 +194,14 @@ class Bus:
     async def _streams_again(self) -> int:
         """Make what a server that came back may lack; returns the generation for which that is done."""
         version = self.generation.version
-        for config in self._streams.values():
+        for config in tuple(self._streams.values()):
             with translated(f"create stream {config.name}"):
                 await self._jetstream.add_stream(config)
         return version
 
     def _found(self, failing_since_s: float | None) -> None:
         STORING.set(failing_since_s is None)
-        self.stores = failing_since_s is None or _now_s() - failing_since_s < NOT_STORING_AFTER_S
+        self.stores = failing_since_s is None or self._now_s() - failing_since_s < NOT_STORING_AFTER_S
 
     async def consume(
         self, spec: StreamSpec, durable: str, apply: Callable[[Sequence[Msg]], Awaitable[None]], *, batch: int
@@ -246,12 +249,24 @@ class Bus:
     ) -> int:
         """Renew a key with a TTL: the raw publish, because `update()` would make the key immortal."""
         self._require_link()
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        headers = {EXPECTED: str(revision)}
         if operation:
             headers[KV_OP] = operation
         with translated(subject):
             ack = await self._jetstream.publish(subject, payload, headers=headers, msg_ttl=ttl_s)
         return int(ack.seq)
+
+    async def publish_after(self, subject: str, payload: bytes, revision: int) -> int:
+        """Store, if `revision` is the newest on the subject; raises what nats-py raises, too.
+
+        Without its `KeyValue`, which takes longer for the same: a router does it a thousand times a second.
+        """
+        self._require_link()
+        headers = {EXPECTED: str(revision)}
+        return int((await self._jetstream.publish(subject, payload, headers=headers)).seq)
+
+    def watching(self, bucket: str) -> AbstractAsyncContextManager[Watcher]:
+        return watching(self._jetstream, bucket)
 
     async def newest(self, stream: str, subject: str) -> RawStreamMsg:
         """The last message on `subject`, asked of the stream's leader."""
@@ -272,6 +287,7 @@ class Bucket:
         self._lasting = spec.lasting
         self._config = config
         self._kv = kv
+        self._updating = translated(f"update in {spec.name}", bucket=spec.name)
         self._followed = False
         self._sure_of = bus.generation.version
 
@@ -321,9 +337,10 @@ class Bucket:
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
         """Replace the value if `revision` is still the newest. Raises ConflictError otherwise."""
-        self._bus._require_link()  # noqa: SLF001
-        with translated(f"update in {self.name}", bucket=self.name):
-            return await self._kv.update(key, value, last=revision)
+        if not KEY.fullmatch(key):
+            raise InvalidError(f"no key of a bucket: {key!r}")
+        with self._updating:
+            return await self._bus.publish_after(f"$KV.{self.name}.{key}", value, revision)
 
     async def renew(self, key: str, value: bytes, revision: int, ttl_s: int) -> int:
         return await self._bus.publish_with_ttl(f"$KV.{self.name}.{key}", value, revision, ttl_s)
@@ -398,17 +415,15 @@ class Bucket:
     async def _follow_once(self, view: View, made: datetime, revision: int) -> None:
         """Follow while everything is heard. `made` and `revision` are what the bucket said before this."""
         generation = self._bus.generation.version
-        watcher: Any = await self._kv.watchall(inactive_threshold=WATCHER_LINGERS_S)
-        try:
+        async with self._bus.watching(self.name) as watcher:
             filling = Filling(view, revision)
             due_s, expected = _now_s() + PROVE_EVERY_S, 0
             while self._bus.generation.version == generation:
-                # Not `watcher.updates`: its wait_for swallows a cancellation that comes with news. And one
-                # timeout for many of them: there are thousands a second.
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(0.5):
+                    async with asyncio.timeout(0.5):  # one for many of them: there are thousands a second
                         while True:
-                            filling.take(await anext(watcher))
+                            for update in await watcher.take():
+                                filling.take(update)
                 if _now_s() < due_s:
                     continue
                 if not expected:
@@ -420,9 +435,6 @@ class Bucket:
                 elif _now_s() > due_s + PROVEN_WITHIN_S:
                     STALE.labels(self.name).inc()
                     return
-        finally:
-            with suppress(nats.errors.Error):
-                await watcher.stop()
 
 
 @asynccontextmanager
@@ -462,6 +474,7 @@ async def connect(url: str, name: str) -> AsyncIterator[Bus]:
         raise UnavailableError(f"no NATS at {url}", reason="NATS_UNREACHABLE") from error
     bus = Bus(client)
     watching = asyncio.get_running_loop().create_task(bus.watch_over(), name="watch over NATS")
+    watching.add_done_callback(_tell)
     try:
         yield bus
     finally:
@@ -470,6 +483,12 @@ async def connect(url: str, name: str) -> AsyncIterator[Bus]:
         bus = None  # a connection that we close is not one that we lost
         with suppress(nats.errors.Error, TimeoutError, OSError):  # of a server that is gone
             await asyncio.wait_for(client.close(), 2.0)
+
+
+def _tell(watching: asyncio.Task[None]) -> None:
+    """Nobody awaits it, and without it lost streams are not made again."""
+    if not watching.cancelled() and (error := watching.exception()) is not None:
+        report_bug("nats", error)
 
 
 def _now_s() -> float:

@@ -1,4 +1,7 @@
-"""Mailboxes with a capacity and a policy: `Latest` keeps the newest value, `DropOldest` the newest few."""
+"""Mailboxes with a capacity and a policy.
+
+`Latest` keeps the newest value, `DropOldest` the newest few, `Batches` all: who puts waits while it is full.
+"""
 
 from __future__ import annotations
 
@@ -64,3 +67,30 @@ class DropOldest(Generic[T]):
             self._ready.clear()
             await self._ready.wait()
         return self._items.popleft()
+
+
+class Batches(Generic[T]):
+    """A bounded queue for bursts: who puts waits while it is full, who takes gets all there is at once."""
+
+    def __init__(self, capacity: int) -> None:
+        assert capacity > 0, capacity
+        self.capacity = capacity
+        self._items: list[T] = []
+        self._ready = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def put(self, item: T) -> None:
+        while len(self._items) >= self.capacity:
+            self._room.clear()
+            await self._room.wait()
+        self._items.append(item)
+        self._ready.set()
+
+    async def take(self) -> list[T]:
+        """One or more, the oldest first."""
+        while not self._items:
+            self._ready.clear()
+            await self._ready.wait()
+        items, self._items = self._items, []
+        self._room.set()
+        return items

@@ -24,10 +24,13 @@ class translated:  # noqa: N801 - used as a verb
         return None
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, nats.js.errors.KeyWrongLastSequenceError):
-            CONFLICTS.labels(self._bucket).inc()
-            raise ConflictError(f"{self._doing}: somebody was faster", reason="CAS_CONFLICT") from error
-        if isinstance(error, nats.js.errors.APIError) and error.err_code in {10071, 10164}:
+        if error is None:
+            return
+        if isinstance(error, nats.js.errors.KeyWrongLastSequenceError) or (
+            isinstance(error, nats.js.errors.APIError) and error.err_code in {10071, 10164}
+        ):
+            if self._bucket:
+                CONFLICTS.labels(self._bucket).inc()
             raise ConflictError(f"{self._doing}: somebody was faster", reason="CAS_CONFLICT") from error
         if isinstance(error, nats.js.errors.InvalidKeyError | nats.errors.MaxPayloadError):
             raise InvalidError(f"{self._doing}: {error}") from error

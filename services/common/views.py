@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import structlog
 from google.protobuf.message import DecodeError
-from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 from prometheus_client import Counter
 
 from services.common.latest import Latest
@@ -25,6 +24,14 @@ class Entry:
     """What a key holds, and the revision to name when it is replaced."""
 
     value: bytes
+    revision: int
+
+
+class Update(NamedTuple):
+    """What a bucket says of a key; without an entry it is gone."""
+
+    key: str
+    entry: Entry | None
     revision: int
 
 
@@ -60,20 +67,21 @@ class Filling:
         self._view = view
         self._fresh: dict[str, Entry] | None = {}
 
-    def take(self, update: KeyValue.Entry | None) -> None:
+    def take(self, update: Update | None) -> None:
         """Take one update in; None is the end of what was there already."""
         if update is None:
             if self._fresh is not None:
                 self._view.replace(self._fresh)
                 self._fresh = None
             return
-        self.newest = max(self.newest, update.revision or 0)
-        gone = update.operation in {KV_DEL, KV_PURGE}
-        entry = None if gone else Entry(update.value or b"", update.revision or 0)
+        key, entry, revision = update
+        self.newest = max(self.newest, revision)
         if self._fresh is None:
-            self._view.put(update.key, entry)
+            self._view.put(key, entry)
         elif entry is not None:
-            self._fresh[update.key] = entry
+            self._fresh[key] = entry
+        else:
+            self._fresh.pop(key, None)  # a busy bucket changes while it is told what is there
 
 
 class ParsedView(View, Generic[T]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from services.common.bus import Bus, Entry, ParsedView, View, connect
 from services.common.errors import UnavailableError
 from services.common.lifecycle import background
 from services.common.topology import EVENTS, PROBE, REPLICAS, SLOTS
+from tests.support.disk import Disk, NotPermittedError, disks
 from tests.support.nats import NatsServer, nats_server
 
 
@@ -177,25 +177,19 @@ async def test_a_frozen_nats_is_noticed_and_its_return_too(nats: NatsServer, bus
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+def disk() -> Iterator[Disk]:
+    try:
+        with disks("nats") as (_, made):
+            yield made["nats"]
+    except NotPermittedError as kernel:
+        pytest.skip(f"the kernel mounts no disk, not even in namespaces of our own: {kernel}")
 
 
-async def test_a_full_disk_is_noticed_by_a_publish_and_by_nothing_else(small_disk: Path) -> None:
-    async with nats_server(small_disk) as nats, connect(nats.url, "test") as bus:
+async def test_a_full_disk_is_noticed_by_a_publish_and_by_nothing_else(disk: Disk) -> None:
+    async with nats_server(disk.outside) as nats, connect(nats.url, "test") as bus:
         await bus.ensure_stream(PROBE, 1)
         await until(lambda: storing() == 1)
-        with suppress(OSError), (small_disk / "rest").open("wb", buffering=0) as rest:
-            while True:
-                rest.write(bytes(4096))
+        disk.fill()
         await until(lambda: not bus.stores and storing() == 0)
         assert bus.healthy_for_s > 0, "the link is sound"
 

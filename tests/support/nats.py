@@ -13,11 +13,14 @@ import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from services.common.bus import Bus
 
 BINARY: Final = Path(sys.executable).with_name("nats-server")
 ANY_PORT: Final = -1
 START_TIMEOUT_S: Final = 10.0
+CUT_WITHIN_S: Final = 2.0
 
 
 class NatsServer:
@@ -94,6 +97,16 @@ async def nats_server(directory: Path) -> AsyncIterator[NatsServer]:
         await server.kill()
         if server.stood_still:
             _collect()
+
+
+async def cut_off(bus: Bus) -> None:
+    """Let nothing more go from `bus` to its server, as if its process had lost power."""
+    client: Any = bus._client
+    client.options["allow_reconnect"] = False
+    client._transport._io_writer.transport.abort()
+    async with asyncio.timeout(CUT_WITHIN_S):
+        while client.is_connected:
+            await asyncio.sleep(0)
 
 
 def _collect() -> None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from services.common import session_time
 from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec, unwrap
 
-ORIGIN_TICKS: Final = (
-    90_000  # the first picture of a session; a second of room for DTS and PCR, which come before it
-)
+ORIGIN_TICKS: Final = session_time.ORIGIN_TICKS
 FRAME_TICKS: Final = CLOCK_HZ // 30  # the least distance between what was there and a new anchor
 LARGEST_JUMP: Final = (
     10 * CLOCK_HZ
 )  # ticks; more than a network holds back, less than a restarted clock is off
 LARGEST_STEP_BACK: Final = CLOCK_HZ // 2  # of a picture's DTS, which grows as long as its clock is the same
-LARGEST_LEAD: Final = CLOCK_HZ  # the session before wall time or behind it, that a returning source evens out
+CATCH_UP_S: Final = 1.0  # for so long a source may send what is of before a picture that was shown instead
+LARGEST_LEAD: Final = session_time.LARGEST_LEAD_TICKS
 
 VIDEO: Final = frozenset({Codec.H264, Codec.HEVC, Codec.MPEG2})
 
@@ -34,7 +34,8 @@ class Timeline:
 
     Wall time also replaces a clock that jumped: by more than ten seconds, or backwards by more than half a
     second. Only pictures tell, for they are what a session is about; sound that is more than ten seconds off
-    is dropped.
+    is dropped. And it replaces a clock that stood still while viewers were shown something else, unless the
+    source catches up at once.
 
     `now_s` is None where there is no wall time: a file, read as fast as it is worked on. A gap of any length
     is then a gap in the media and is kept; a clock that begins again goes on a frame after what was there.
@@ -48,6 +49,8 @@ class Timeline:
         self._offset: int | None = None  # from the source's time to ours; None until its first picture
         self._source_dts = 0  # of the source's last picture, unwrapped
         self._video_dts = ORIGIN_TICKS - LARGEST_JUMP - 1  # no first picture is decoded as early
+        self._inserted = 0  # PTS of the newest picture that no source sent
+        self._behind_s: float | None = None  # since when a source has been before that
         self._audio_pts = ORIGIN_TICKS - 1  # there is no sound before the session's first picture
 
     def begin_source(self, now_s: float | None) -> None:
@@ -66,12 +69,22 @@ class Timeline:
             self._latest = self._video_dts = self._audio_pts = latest
             self._reference = None if now_s is None else (max(latest, position), now_s)
 
+    def insert(self, after: int, now_s: float) -> int:
+        """A place by wall time, above `after`, for a picture that no source sent; sources go on behind it."""
+        self._behind_s = None
+        self._inserted = max(self._expected(now_s), after + FRAME_TICKS)
+        self._latest = max(self._latest, self._inserted)
+        return self._inserted
+
     def stamp(self, unit: AccessUnit, now_s: float | None) -> AccessUnit | None:
         """`unit` on the session's time, unwrapped; None for one that has no place on it."""
         video = unit.codec in VIDEO
         dts = unit.dts if self._offset is None else unwrap(self._source_dts, unit.dts)
         pts = unwrap(dts, unit.pts)
-        jumped = self._offset is not None and self._jumped(dts + self._offset, dts, video=video, now_s=now_s)
+        jumped = self._offset is not None and (
+            self._jumped(dts + self._offset, dts, video=video, now_s=now_s)
+            or (video and self._stays_behind(pts + self._offset, now_s))
+        )
         # No reordering is as long as the largest jump: one of the two times is damaged.
         if abs(pts - dts) > LARGEST_JUMP or (not video and (self._offset is None or jumped)):
             self.dropped += 1
@@ -101,6 +114,15 @@ class Timeline:
         if video and now_s is None:
             return False
         return abs(dts - self._expected(now_s)) > LARGEST_JUMP
+
+    def _stays_behind(self, pts: int, now_s: float | None) -> bool:
+        """Whether pictures, the latest at `pts`, are for too long of before what was shown instead."""
+        if now_s is None or pts > self._inserted:
+            self._behind_s = None
+            return False
+        if self._behind_s is None:
+            self._behind_s = now_s
+        return now_s - self._behind_s > CATCH_UP_S
 
     def _anchor(self, pts: int, dts: int, now_s: float | None) -> int:
         """The offset that puts a unit where the wall time says, and after all that went before."""

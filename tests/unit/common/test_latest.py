@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.latest import DropOldest, Latest
+from services.common.latest import Batches, DropOldest, Latest
 
 
 async def test_a_slow_reader_sees_only_the_newest() -> None:
@@ -73,3 +73,39 @@ async def test_every_item_goes_to_one_getter() -> None:
     for number in range(3):
         queue.put(number)
     assert sorted(await asyncio.gather(*getting)) == [0, 1, 2]
+
+
+async def test_who_takes_batches_gets_all_there_is_in_order() -> None:
+    batches: Batches[int] = Batches(10)
+    taking = asyncio.create_task(batches.take())
+    await asyncio.sleep(0)
+    assert not taking.done()
+    for number in range(3):
+        await batches.put(number)
+    assert await taking == [0, 1, 2]
+
+
+async def test_who_puts_into_full_batches_waits_until_they_are_taken() -> None:
+    batches: Batches[int] = Batches(2)
+    putting = [asyncio.create_task(batches.put(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    assert [task.done() for task in putting] == [True, True, False, False, False]
+    taken: list[int] = []
+    while len(taken) < 5:
+        batch = await asyncio.wait_for(batches.take(), 1)
+        assert 0 < len(batch) <= 2
+        taken += batch
+        await asyncio.sleep(0)
+    assert sorted(taken) == [0, 1, 2, 3, 4]
+    assert all(task.done() for task in putting)
+
+
+async def test_a_take_that_is_cancelled_loses_nothing() -> None:
+    batches: Batches[int] = Batches(2)
+    taking = asyncio.create_task(batches.take())
+    await asyncio.sleep(0)
+    await batches.put(1)
+    taking.cancel()
+    await asyncio.wait([taking])
+    assert taking.cancelled()
+    assert await batches.take() == [1]

@@ -49,6 +49,11 @@ class Muxer:
         """The sound that the tables in force announce, and `write` takes."""
         return self._audio[0]
 
+    @property
+    def parameter_sets(self) -> bytes:
+        """Of the last key frame that had them."""
+        return self._sets
+
     def change_audio(self, audio: Codec | None, *, channels: int = 2) -> None:
         """Announce another sound, the first one or none from the next segment on: a new version of the PMT.
 

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.common.media.clock import FRAME_TICKS, LARGEST_JUMP, LARGEST_LEAD, ORIGIN_TICKS, Timeline
+from services.common.media.clock import (
+    CATCH_UP_S,
+    FRAME_TICKS,
+    LARGEST_JUMP,
+    LARGEST_LEAD,
+    ORIGIN_TICKS,
+    Timeline,
+)
 from services.common.media.mpegts import WRAP, AccessUnit, Codec
 
 FRAME_S = 1 / 30
@@ -405,3 +412,72 @@ def test_a_timeline_that_had_no_picture_elsewhere_begins_at_the_origin() -> None
     timeline = Timeline()
     timeline.resume(0, 450_000, 100.0)
     assert pts_of(timeline.stamp(picture(777), 100.0)) == ORIGIN_TICKS
+
+
+# --- pictures that no source sent
+
+
+def shown_until_six() -> Timeline:
+    """A source sends for a second; five seconds follow in which something else is shown."""
+    timeline = Timeline()
+    for index in range(31):
+        timeline.stamp(picture(3000 * index), index * FRAME_S)
+    inserted = [timeline.insert(0, now_s) for now_s in (3.0, 4.0, 5.0, 6.0)]
+    assert inserted == [ORIGIN_TICKS + seconds * 90_000 for seconds in (3, 4, 5, 6)], (
+        "by the clock on the wall"
+    )
+    return timeline
+
+
+def test_what_is_inserted_is_above_what_was_shown_whatever_the_wall_says() -> None:
+    timeline = shown_until_six()
+    assert timeline.insert(ORIGIN_TICKS + 900_000, 6.5) == ORIGIN_TICKS + 900_000 + FRAME_TICKS
+
+
+def test_a_source_whose_clock_went_on_keeps_it_behind_what_was_inserted() -> None:
+    timeline = shown_until_six()
+    assert pts_of(timeline.stamp(picture(6 * 90_000 + 1), 6.1)) == ORIGIN_TICKS + 6 * 90_000 + 1
+    assert timeline.rebased == 0
+
+
+def test_a_source_that_returns_is_above_what_was_inserted_even_if_the_wall_stood_still() -> None:
+    timeline = shown_until_six()
+    timeline.begin_source(6.0)
+    assert pts_of(timeline.stamp(picture(5), 6.0)) == ORIGIN_TICKS + 6 * 90_000 + FRAME_TICKS
+
+
+def test_a_clock_that_stood_still_is_replaced_when_the_source_does_not_catch_up() -> None:
+    timeline = shown_until_six()
+    stamped = [
+        (now_s, pts_of(timeline.stamp(picture(93_000 + 3000 * index), now_s)))
+        for index, now_s in enumerate(6.1 + index * FRAME_S for index in range(60))
+    ]
+    behind = [now_s for now_s, pts in stamped if pts <= ORIGIN_TICKS + 6 * 90_000]
+    assert behind[-1] - behind[0] == pytest.approx(CATCH_UP_S, abs=2 * FRAME_S)
+    now_s, newest = stamped[-1]
+    assert newest - ORIGIN_TICKS == pytest.approx(now_s * 90_000, abs=LARGEST_LEAD // 5)
+    assert timeline.rebased == 1, "once"
+
+
+def test_what_was_held_up_and_comes_at_once_keeps_its_clock() -> None:
+    timeline = shown_until_six()
+    for index in range(31, 181):
+        timeline.stamp(picture(3000 * index), 6.1 + index / 500)
+    assert pts_of(timeline.stamp(picture(3000 * 195), 6.5)) == ORIGIN_TICKS + 3000 * 195
+    assert timeline.rebased == 0
+
+
+def test_reordered_pictures_around_what_was_inserted_do_not_replace_a_clock() -> None:
+    timeline = shown_until_six()
+    at = 6 * 90_000
+    for index, pts in enumerate([at + 3000, at - 3000, at, at + 12_000, at + 6000, at + 9000] * 20):
+        timeline.stamp(picture(pts, at - 20_000 + index * 10), 6.1 + index * FRAME_S)
+    assert timeline.rebased == 0
+
+
+def test_sound_is_not_moved_by_what_is_inserted() -> None:
+    timeline = shown_until_six()
+    for index in range(200):
+        at = 90_000 + index * 1920
+        assert pts_of(timeline.stamp(sound(at), at / 90_000)) == ORIGIN_TICKS + at
+    assert timeline.rebased == 0
