@@ -75,6 +75,7 @@ class Fleet:
         self._among = settings.choose_among
         self._link_healthy_for_s = link_healthy_for_s
         self._random = random
+        self._now_s = asyncio.get_running_loop().time
         self._listening_since_s: float | None = None
         self._table = Table()
         self._rankings = Rankings(self._table, random)
@@ -97,7 +98,7 @@ class Fleet:
 
     async def listen(self, bus: Bus) -> None:
         """Hear heartbeats for ever: a loop for `background`."""
-        self._listening_since_s = _now_s()
+        self._listening_since_s = self._now_s()
         async for message in bus.subscribe(HEARTBEATS):
             self.hear(RunnerId(message.subject.rpartition(".")[2]), message.data)
 
@@ -112,7 +113,7 @@ class Fleet:
         if runner is not None and runner.payload == payload:
             del self._heard[name]
             self._heard[name] = runner
-            runner.heard_s = _now_s()
+            runner.heard_s = self._now_s()
             return
         try:
             beat = Heartbeat.FromString(payload)
@@ -124,13 +125,13 @@ class Fleet:
         self._heard.pop(name, None)
         runner = self._runner(name)
         self._heard[name] = runner
-        runner.heard_s, runner.payload = _now_s(), payload
+        runner.heard_s, runner.payload = self._now_s(), payload
         news = runner.hear(beat)
         if news or not runner.heard:
             runner.heard = True
             self._touch(runner)
-        elif runner.row >= 0:
-            self._table.set_frame_us(runner.row, beat.frame_us)
+        else:
+            self._dirty.add(name)  # how fast it is changes no picture: nobody is woken for that
 
     def hear_fault(self, name: RunnerId, payload: bytes) -> None:
         """Take that a session was moved away because `name` failed it."""
@@ -146,7 +147,7 @@ class Fleet:
         if runner is None or runner.advert is None:
             return
         share = FAULT if fault.boot_id in {"", runner.advert.boot_id} else FAULT * ANEW
-        self._faults.add(name, fault.session, _now_s(), share)
+        self._faults.add(name, fault.session, self._now_s(), share)
         self._fade()
         log.info(
             "runner failed a session", runner=name, reason=fault.reason, penalty=round(runner.penalty, 2)
@@ -165,7 +166,7 @@ class Fleet:
                 runner.advertise(advert)
             else:
                 log.warning("advert refused", key=key, claims_to_be=advert.runner)
-        runner.noticed_s = _now_s()
+        runner.noticed_s = self._now_s()
         self._newest = None
         if runner.advert is None:
             if runner.row >= 0:
@@ -174,11 +175,11 @@ class Fleet:
                 runner.row = -1
         else:
             if runner.row < 0:
-                runner.row = self._table.add()
+                runner.row, runner.told, runner.told_us = self._table.add(), (), -1
                 self._by_row[runner.row] = runner
             self._describe(runner, runner.advert)
             if before is not None and before.boot_id != runner.advert.boot_id:
-                self._faults.booted(runner.name, _now_s())
+                self._faults.booted(runner.name, self._now_s())
                 self._fade()
         self._touch(runner)
 
@@ -211,11 +212,11 @@ class Fleet:
         elif before is not None and before.session:
             self._count_freed(runner)
         if runner.last_sign_s == float("-inf"):
-            runner.noticed_s = _now_s()
+            runner.noticed_s = self._now_s()
         self._touch(runner)
 
     def _count_freed(self, runner: Runner) -> None:
-        now_s = _now_s()
+        now_s = self._now_s()
         for pipeline in runner.offers:
             self._freed.setdefault(pipeline, Rate(now_s)).add(now_s)
 
@@ -233,17 +234,17 @@ class Fleet:
     async def keep_time(self) -> None:
         """Notice what the passing of time alone changes, and measure: a loop for `background`."""
         version = -1
-        due_s = _now_s()
+        due_s = self._now_s()
         while True:
-            if _now_s() > due_s + STOOD_STILL_S:
-                log.warning("this router stood still", for_s=round(_now_s() - due_s, 1))
-                self._listening_since_s = _now_s()  # what runners said meanwhile is still to be read
+            if self._now_s() > due_s + STOOD_STILL_S:
+                log.warning("this router stood still", for_s=round(self._now_s() - due_s, 1))
+                self._listening_since_s = self._now_s()  # what runners said meanwhile is still to be read
             self._refresh()
             if version != self.changed.version:
                 version = self.changed.version
                 quarantined = sum(self._runners[name].penalty >= QUARANTINED_FROM for name in self._penalized)
                 measure(self._table, quarantined)
-            due_s = _now_s() + TICK_S
+            due_s = self._now_s() + TICK_S
             await asyncio.sleep(TICK_S)
 
     # --- what is read
@@ -344,7 +345,7 @@ class Fleet:
     def freed_per_s(self, pipeline: str) -> float:
         """How often lately a slot that offers `pipeline` came free; 0: not seen yet."""
         rate = self._freed.get(pipeline)
-        return 0.0 if rate is None else rate.per_s(_now_s())
+        return 0.0 if rate is None else rate.per_s(self._now_s())
 
     def offered(self) -> list[str]:
         """The pipelines of the runners that are heard."""
@@ -366,11 +367,11 @@ class Fleet:
     def age_s(self, name: RunnerId) -> float | None:
         """How long ago the last heartbeat came; None if this router never heard one."""
         runner = self._runners.get(name)
-        return None if runner is None or runner.beat is None else _now_s() - runner.heard_s
+        return None if runner is None or runner.beat is None else self._now_s() - runner.heard_s
 
     def gone(self) -> list[RunnerId]:
         """Runners, advertised or with slots, that for very long gave no sign of life to us who listened."""
-        now_s = _now_s()
+        now_s = self._now_s()
         if self._link_for_s(now_s) < FORGET_AFTER_S:
             return []
         return [
@@ -381,7 +382,7 @@ class Fleet:
 
     def forget_silent(self) -> None:
         """Drop what is known of those long silent, so that names do not pile up."""
-        now_s = _now_s()
+        now_s = self._now_s()
         silent = [
             name
             for name, runner in self._runners.items()
@@ -421,7 +422,7 @@ class Fleet:
 
     def _look(self) -> None:
         """Notice what the passing of time changed."""
-        now_s = _now_s()
+        now_s = self._now_s()
         linked = self._link_healthy_for_s() > 0
         if linked == self._linked and now_s - self._looked_s < FRESH_S:
             return
@@ -449,9 +450,14 @@ class Fleet:
             self.changed.set(None)
 
     def _write(self, runner: Runner) -> None:
-        """Put into the table what is known of its slots."""
-        if runner.row < 0:
+        """Put into the table what is known of its slots.
+
+        Most often nothing is new: a slot that was claimed here, then written, then heard of is taken once.
+        """
+        told = (self._link_settled, *runner.facts)
+        if runner.row < 0 or told == runner.told:
             return
+        runner.told = told
         untaken, taken = runner.states(self._link_settled)
         bits = runner.taken
         if runner.heard != bool(self._table.heard[runner.row]):
@@ -465,12 +471,13 @@ class Fleet:
             first=taken if bits & 1 else untaken,
             heard=runner.heard,
         )
-        if runner.beat is not None:
-            self._table.set_frame_us(runner.row, runner.beat.frame_us)
+        if runner.beat is not None and runner.beat.frame_us != runner.told_us:
+            runner.told_us = runner.beat.frame_us
+            self._table.set_frame_us(runner.row, runner.told_us)
 
     def _fade(self) -> None:
         """Let penalties take effect, and wear off."""
-        now_s = self._faded_s = _now_s()
+        now_s = self._faded_s = self._now_s()
         penalties = self._faults.penalties(now_s)
         for name in self._penalized | penalties.keys():
             runner = self._runners.get(name)
@@ -486,7 +493,3 @@ class Fleet:
 
 def fleet_unknown() -> UnavailableError:
     return UnavailableError("this router does not know the fleet yet", reason="FLEET_UNKNOWN")
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

@@ -1,8 +1,9 @@
 """Grants: who asks is given a slot at once or stands in the line of all routers until one comes free.
 
 The rules it keeps: whoever comes first in the order of service is offered a slot first, and a later one
-passes only with a slot that is left when each before it had its choice; nobody who holds a slot loses it to
-another; a slot taken for somebody who left meanwhile is given back.
+passes only with a slot that is left when each before it had its choice, or that was left in vain to one whose
+router does not take it; nobody who holds a slot loses it to another; a slot taken for somebody who left
+meanwhile is given back.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ WAIT: Final = Histogram(
 
 MAX_CONFLICTS: Final = 20  # of one grant; a drawn slot is lost to another router once in hundreds
 RETRY_AFTER_MAX_S: Final = 30
+# A slot to the waiter of another router: three heartbeats. What that has not heard of by then it may never.
+LEFT_FOR_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class Line:
         self._by_session: dict[SessionId, list[_Call]] = {}
         self._claiming: set[SessionId] = set()
         self._knew = False
+        self._left: dict[Waiter, float] = {}  # of other routers, to whom a slot is left, and since when
+        self._again: asyncio.TimerHandle | None = None
 
     async def follow(self, changed: Latest[None]) -> None:
         """Offer every change to those who wait: a loop for `background`, for the fleet and for the queue."""
@@ -128,6 +133,8 @@ class Line:
 
     def _leave(self, call: _Call) -> None:
         del self._calls[call.waiter]
+        if not self._calls:
+            self._left = {}
         calls = self._by_session[call.waiter.session]
         calls.remove(call)
         if not calls:
@@ -148,11 +155,14 @@ class Line:
     def _offer(self) -> None:
         """Try for everybody, the first first."""
         if not self._calls or not self._fleet.linked:
+            self._left = {}
             return  # without a link nothing could be written; on its return everybody is offered again
         known = self._known
         self._offer_own()
         if self._queue.own_standing and self._queue.view.ready.is_set():
             self._offer_free(known)
+        else:
+            self._left = {}
         if known and not self._knew:
             for call in self._calls.values():
                 self._settle(call)
@@ -161,6 +171,7 @@ class Line:
     def _offer_free(self, known: bool) -> None:
         reserved: Tally[RunnerId] = Tally()
         unknown: set[Wish] = set()
+        left: dict[Waiter, float] = {}
 
         def offer(waiter: Waiter) -> bool:
             call = self._calls.get(waiter)
@@ -172,14 +183,34 @@ class Line:
                     unknown.add(waiter.wish)
                 return False
             if call is None:  # its own router gives it a slot: this one, or one as good
-                reserved[place.runner] += 1
+                if self._leaves_one(waiter, left):
+                    reserved[place.runner] += 1
             else:
                 self._claim(call, place)
             return True
 
         self._queue.serve(offer)
+        self._left = left
+        self._offer_again()
         if known and unknown:
             self._refuse(unknown)
+
+    def _leaves_one(self, waiter: Waiter, left: dict[Waiter, float]) -> bool:
+        """Whether a slot is left to a waiter of another router, which it may see later than this one."""
+        now_s = asyncio.get_running_loop().time()
+        since_s = left[waiter] = self._left.get(waiter, now_s)
+        return now_s < since_s + LEFT_FOR_S
+
+    def _offer_again(self) -> None:
+        """Offer once more when the first of those to whom a slot is left has had it for long enough."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        due_s = [since_s + LEFT_FOR_S for since_s in self._left.values() if now_s < since_s + LEFT_FOR_S]
+        if due_s:
+            self._again = loop.call_at(min(due_s), self._offer)
 
     def _offer_own(self) -> None:
         """Give sessions what they hold already; it takes nothing from anybody."""

@@ -53,6 +53,7 @@ class Refusal(Enum):
     NO_MATCH = "no_match"  # of region, GPU class or labels
     PRICE = "price"
     COLD = "cold"  # nowhere is it loaded, and the wish was for that
+    SLOW = "slow"  # nowhere does a frame take as little as was wished
     EXCLUDED = "excluded"
     NOTHING_FREE = "nothing_free"
     QUARANTINED = "quarantined"  # free is only what failed lately, and others that fit are healthy
@@ -86,7 +87,7 @@ WEIGHTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a session needs; an empty region or GPU class means any, a price of 0 any price."""
+    """What a session needs; an empty region or GPU class means any, a price or frame time of 0 any."""
 
     pipeline: str
     region: str = ""
@@ -95,6 +96,7 @@ class Requirements:
     max_micro_per_second: int = 0
     policy: Policy = Policy.BALANCED
     warm: bool = False
+    max_frame_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Wish:
                 "max_micro_per_second": needs.max_micro_per_second,
                 "policy": needs.policy.value,
                 "warm": needs.warm,
+                "max_frame_us": needs.max_frame_us,
                 "exclude": sorted(self.exclude),
             },
             separators=(",", ":"),
@@ -135,6 +138,8 @@ def wish_from_text(text: str) -> Wish:
                 max_micro_per_second=int(fields["max_micro_per_second"]),
                 policy=Policy(fields["policy"]),
                 warm=bool(fields["warm"]),
+                # A router of the last release writes none.
+                max_frame_us=int(fields.get("max_frame_us", 0)),
             ),
             frozenset(RunnerId(str(name)) for name in fields["exclude"]),
         )

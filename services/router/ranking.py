@@ -8,6 +8,7 @@ used up; between, only rows that changed are looked at (`make bench NAME=placeme
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from random import Random
@@ -16,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from services.router.placement import CLOSE, WEIGHTS, Policy, Refusal, Requirements, SlotState
+from services.router.placement import CLOSE, WEIGHTS, Policy, Refusal, Requirements, SlotState, slowness
 from services.router.table import OFFERED, STATES, WARM, Mask, Rows, Table, Term
 
 POOL: Final = 128  # kept ready for each wish
@@ -25,6 +26,7 @@ RANKINGS_KEPT: Final = 1024
 NOISE: Final = 0.01  # costs that differ by less are equal: among equals each router has its own order
 QUARANTINED_COST: Final = 10_000.0  # above any other
 POLICIES: Final = tuple(Policy)
+Usable = Callable[[int], bool]  # None: every row is
 TERM_WEIGHTS: Final = np.array(  # (policies, terms)
     [
         {
@@ -63,7 +65,7 @@ class Rankings:
         def usable(row: int) -> bool:
             return row not in exclude and (row not in reserved or self._table.ready[row] > reserved[row])
 
-        few = self._ranking(needs).best(among, usable)
+        few = self._ranking(needs).best(among, usable if exclude or reserved else None)
         if not few or (few[0][0] >= QUARANTINED_COST and self._healthy(needs, exclude)):
             return None
         return self._random.choice(few)[1]
@@ -85,6 +87,10 @@ class Rankings:
             left &= offers[table.all] == WARM
             if not left.any():
                 return Refusal.COLD
+        if needs.max_frame_us:
+            left &= quick(table, needs.max_frame_us, table.all)
+            if not left.any():
+                return Refusal.SLOW
         left[list(exclude)] = False
         if not left.any():
             return Refusal.EXCLUDED
@@ -165,13 +171,16 @@ class _Ranking:
             return
         same = self._table.version[self._rows] <= self._seen
         self._seen = self._table.changes
-        # What a row costs by itself is never more than what it costs here: a quick sieve.
-        rows, costs = self._fit(changed[self._common.all[self._policy][changed] < self._limit])
+        if not same.all():
+            self._rows, self._costs = self._rows[same], self._costs[same]
+        # What a row costs by itself is never more than what it costs here: most do not pass this sieve.
+        perhaps = changed[self._common.all[self._policy][changed] < self._limit]
+        if not len(perhaps):
+            return
+        rows, costs = self._fit(perhaps)
         better = {
             row: cost for row, cost in zip(rows.tolist(), costs.tolist(), strict=True) if cost < self._limit
         }
-        if not same.all():
-            self._rows, self._costs = self._rows[same], self._costs[same]
         if better:
             self._add(better)
 
@@ -184,7 +193,7 @@ class _Ranking:
             self._limit = float(self._costs[POOL])
             self._rows, self._costs = self._rows[:POOL], self._costs[:POOL]
 
-    def best(self, among: int, usable: Callable[[int], bool]) -> list[tuple[float, int]]:
+    def best(self, among: int, usable: Usable | None) -> list[tuple[float, int]]:
         """Up to `among` usable rows that cost hardly more than the first of them."""
         few, cut_off = self._few(among, usable)
         if not cut_off:
@@ -193,13 +202,13 @@ class _Ranking:
         few, cut_off = self._few(among, usable)
         return self._few_of_all(among, usable) if cut_off and not few else few
 
-    def _few(self, among: int, usable: Callable[[int], bool]) -> tuple[list[tuple[float, int]], bool]:
+    def _few(self, among: int, usable: Usable | None) -> tuple[list[tuple[float, int]], bool]:
         """The few, and whether rows that are not in the ranking might belong to them."""
         few = _first(self._rows, self._costs, among, usable)
         enough = len(few) == among or self._limit == np.inf
         return few, not enough and (not few or few[0][0] + CLOSE >= self._limit)
 
-    def _few_of_all(self, among: int, usable: Callable[[int], bool]) -> list[tuple[float, int]]:
+    def _few_of_all(self, among: int, usable: Usable | None) -> list[tuple[float, int]]:
         """Where whoever asks cannot use any of the ranked: rare, and slow."""
         rows, costs = self._fit(np.arange(self._table.size))
         order = np.argsort(costs)
@@ -216,7 +225,7 @@ class _Ranking:
         self._keep(rows, costs)
 
     def _keep(self, rows: Rows, costs: NDArray[np.float32]) -> None:
-        order = np.argsort(costs)
+        order = costs.argsort()
         self._rows, self._costs = rows[order], costs[order]
 
     def _fit(self, rows: Rows | slice) -> tuple[Rows, NDArray[np.float32]]:
@@ -233,9 +242,13 @@ class _Ranking:
 
 
 def _first(
-    rows: Rows, costs: NDArray[np.float32], among: int, usable: Callable[[int], bool]
+    rows: Rows, costs: NDArray[np.float32], among: int, usable: Usable | None
 ) -> list[tuple[float, int]]:
     """Up to `among` usable rows, of those in order, that cost hardly more than the first of them."""
+    if usable is None:
+        first = costs[:among].tolist()
+        close = bisect_right(first, first[0] + CLOSE) if first else 0
+        return list(zip(first[:close], rows[:close].tolist(), strict=True))
     few: list[tuple[float, int]] = []
     for begin in range(0, len(rows), GLANCE):
         glance = slice(begin, begin + GLANCE)
@@ -255,7 +268,15 @@ def fitting(table: Table, needs: Requirements, rows: Rows | slice) -> Mask:
     if needs.warm:
         offers = table.offers(needs.pipeline)
         mask &= False if offers is None else offers[rows] == WARM
+    if needs.max_frame_us:
+        mask &= quick(table, needs.max_frame_us, rows)
     return mask
+
+
+def quick(table: Table, max_frame_us: int, rows: Rows | slice) -> Mask:
+    """Where a frame takes no longer; where none was measured, it counts as the cost counts it: as 33 ms."""
+    taken: NDArray[np.float32] = table.terms[rows, Term.SLOW]
+    return taken <= np.float32(slowness(max_frame_us))
 
 
 def offering(table: Table, needs: Requirements, rows: Rows | slice) -> Mask:

@@ -82,6 +82,13 @@ class Runner:
     claimed: int = 0
     here: int = 0  # taken by this process just now
     penalty: float = 0.0
+    told: tuple[object, ...] = ()  # from what its row was written last
+    told_us: int = -1  # and which frame time
+
+    @property
+    def facts(self) -> tuple[object, ...]:
+        """What its row is written from, besides the state of our link."""
+        return self.held | self.claimed | self.here, self.heard, self.beat, self.advert
 
     @property
     def known(self) -> bool:

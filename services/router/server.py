@@ -159,6 +159,8 @@ def wanted_from_proto(request: router.GrantRequest) -> Wanted:
         raise InvalidError("a pipeline is needed", field="requirements.pipeline")
     if needs.max_micro_per_second < 0:
         raise InvalidError("a price is not negative", field="requirements.max_micro_per_second")
+    if needs.max_frame_us < 0:
+        raise InvalidError("a frame time is not negative", field="requirements.max_frame_us")
     if needs.policy not in POLICIES:
         raise InvalidError("there is no such policy", field="requirements.policy")
     if abs(request.priority) > PRIORITY_MAX:
@@ -171,6 +173,7 @@ def wanted_from_proto(request: router.GrantRequest) -> Wanted:
         max_micro_per_second=needs.max_micro_per_second,
         policy=POLICIES[needs.policy],
         warm=needs.warm,
+        max_frame_us=needs.max_frame_us,
     )
     wish = Wish(requirements, frozenset(map(RunnerId, request.exclude)))
     return Wanted(SessionId(request.session), wish, request.priority)

@@ -120,7 +120,6 @@ class Queue:
         self._standing[waiter.key] = waiter
         insort(self._keys.setdefault(waiter.wish, []), waiter.key)
         self.own_standing += waiter in self._own
-        SEEN.set(len(self._standing))
 
     def step_out(self, waiter: Waiter) -> None:
         """Be offered nothing for a while; the place is kept."""
@@ -132,7 +131,6 @@ class Queue:
         del keys[bisect_left(keys, waiter.key)]
         if not keys:
             del self._keys[waiter.wish]
-        SEEN.set(len(self._standing))
 
     async def show(self, waiter: Waiter) -> None:
         """Let the other routers see that it waits; `keep_alive` goes on with it."""
@@ -156,6 +154,7 @@ class Queue:
     async def keep_alive(self) -> None:
         """Renew what is shown of one's own: a loop for `background`."""
         while True:
+            SEEN.set(len(self._standing))
             await asyncio.sleep(RENEW_EVERY_S)
             shown = [waiter for waiter in self._own if waiter.shown]
             for first in range(0, len(shown), RENEW_AT_ONCE):

@@ -334,7 +334,9 @@ def main() -> None:
     parser.add_argument("--start", type=Path)
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), cache_logger_on_first_use=True
+    )
     if options.router is not None:
         load = Load(**json.loads(options.load))
         run(router(options.nats, load, options.router, options.start, options.report))

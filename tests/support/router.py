@@ -38,6 +38,7 @@ class RouterClient:
         max_micro_per_second: int = 0,
         policy: router.Policy.ValueType = router.POLICY_UNSPECIFIED,
         warm: bool = False,
+        max_frame_us: int = 0,
         priority: int = 0,
     ) -> router.Grant:
         request = router.GrantRequest(
@@ -50,6 +51,7 @@ class RouterClient:
                 max_micro_per_second=max_micro_per_second,
                 policy=policy,
                 warm=warm,
+                max_frame_us=max_frame_us,
             ),
             wait_ms=wait_ms,
             exclude=exclude,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.events.v1 import events_pb2 as protos_dot_events_dot_v1_dot_events__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/router/v1/router.proto\x12\x10sluice.router.v1\x1a\x1dprotos/events/v1/events.proto\"\x84\x02\n\x0cRequirements\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x11\n\tgpu_class\x18\x03 \x01(\t\x12:\n\x06labels\x18\x04 \x03(\x0b\x32*.sluice.router.v1.Requirements.LabelsEntry\x12\x1c\n\x14max_micro_per_second\x18\x05 \x01(\x03\x12(\n\x06policy\x18\x06 \x01(\x0e\x32\x18.sluice.router.v1.Policy\x12\x0c\n\x04warm\x18\x07 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x01\n\x0cGrantRequest\x12\x34\n\x0crequirements\x18\x01 \x01(\x0b\x32\x1e.sluice.router.v1.Requirements\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x05\x12\x0f\n\x07\x65xclude\x18\x04 \x03(\t\x12\x10\n\x08priority\x18\x05 \x01(\x05\"u\n\x05Grant\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\x05\x12\x12\n\nslot_epoch\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x18\n\x10micro_per_second\x18\x06 \x01(\x03\"7\n\rGrantResponse\x12&\n\x05grant\x18\x01 \x01(\x0b\x32\x17.sluice.router.v1.Grant\"1\n\x0eReleaseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06runner\x18\x02 \x01(\t\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x05\"d\n\x08SlotView\x12\x0c\n\x04slot\x18\x01 \x01(\x05\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.sluice.router.v1.SlotState\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"\xbf\x01\n\nRunnerView\x12.\n\x06\x61\x64vert\x18\x01 \x01(\x0b\x32\x1e.sluice.events.v1.RunnerAdvert\x12)\n\x05slots\x18\x02 \x03(\x0b\x32\x1a.sluice.router.v1.SlotView\x12\x18\n\x10heartbeat_age_ms\x18\x03 \x01(\x03\x12+\n\x06\x63laims\x18\x04 \x03(\x0b\x32\x1b.sluice.events.v1.SlotClaim\x12\x0f\n\x07penalty\x18\x05 \x01(\x01\"\x10\n\x0eRunnersRequest\"@\n\x0fRunnersResponse\x12-\n\x07runners\x18\x01 \x03(\x0b\x32\x1c.sluice.router.v1.RunnerView\"\x11\n\x0f\x43\x61pacityRequest\"\xc6\x01\n\x10PipelineCapacity\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x15\n\rparams_schema\x18\x04 \x01(\t\x12\x17\n\x0fprocesses_audio\x18\x05 \x01(\x08\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x0c\n\x04\x66ree\x18\x07 \x01(\x05\x12\x0f\n\x07waiting\x18\x08 \x01(\x05\x12\x1c\n\x14min_micro_per_second\x18\t \x01(\x03\"I\n\x10\x43\x61pacityResponse\x12\x35\n\tpipelines\x18\x01 \x03(\x0b\x32\".sluice.router.v1.PipelineCapacity\"\x0e\n\x0cWatchRequest\"1\n\x0cQueueRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\"\x80\x01\n\nQueuePlace\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x10\n\x08position\x18\x04 \x01(\x05\x12\x11\n\twaited_ms\x18\x05 \x01(\x03\x12\x18\n\x10\x65xpected_wait_ms\x18\x06 \x01(\x03\"=\n\rQueueResponse\x12,\n\x06places\x18\x01 \x03(\x0b\x32\x1c.sluice.router.v1.QueuePlace*^\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOLICY_BALANCED\x10\x01\x12\x13\n\x0fPOLICY_CHEAPEST\x10\x02\x12\x12\n\x0ePOLICY_FASTEST\x10\x03*\x99\x01\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SLOT_STATE_STARTING\x10\x01\x12\x14\n\x10SLOT_STATE_READY\x10\x02\x12\x13\n\x0fSLOT_STATE_HELD\x10\x03\x12\x17\n\x13SLOT_STATE_DRAINING\x10\x04\x12\x13\n\x0fSLOT_STATE_LOST\x10\x05\x32\xdd\x03\n\x06Router\x12H\n\x05Grant\x12\x1e.sluice.router.v1.GrantRequest\x1a\x1f.sluice.router.v1.GrantResponse\x12N\n\x07Release\x12 .sluice.router.v1.ReleaseRequest\x1a!.sluice.router.v1.ReleaseResponse\x12N\n\x07Runners\x12 .sluice.router.v1.RunnersRequest\x1a!.sluice.router.v1.RunnersResponse\x12Q\n\x08\x43\x61pacity\x12!.sluice.router.v1.CapacityRequest\x1a\".sluice.router.v1.CapacityResponse\x12L\n\x05Watch\x12\x1e.sluice.router.v1.WatchRequest\x1a!.sluice.router.v1.RunnersResponse0\x01\x12H\n\x05Queue\x12\x1e.sluice.router.v1.QueueRequest\x1a\x1f.sluice.router.v1.QueueResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/router/v1/router.proto\x12\x10sluice.router.v1\x1a\x1dprotos/events/v1/events.proto\"\x9a\x02\n\x0cRequirements\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x11\n\tgpu_class\x18\x03 \x01(\t\x12:\n\x06labels\x18\x04 \x03(\x0b\x32*.sluice.router.v1.Requirements.LabelsEntry\x12\x1c\n\x14max_micro_per_second\x18\x05 \x01(\x03\x12(\n\x06policy\x18\x06 \x01(\x0e\x32\x18.sluice.router.v1.Policy\x12\x0c\n\x04warm\x18\x07 \x01(\x08\x12\x14\n\x0cmax_frame_us\x18\x08 \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x89\x01\n\x0cGrantRequest\x12\x34\n\x0crequirements\x18\x01 \x01(\x0b\x32\x1e.sluice.router.v1.Requirements\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x05\x12\x0f\n\x07\x65xclude\x18\x04 \x03(\t\x12\x10\n\x08priority\x18\x05 \x01(\x05\"u\n\x05Grant\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\x05\x12\x12\n\nslot_epoch\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x18\n\x10micro_per_second\x18\x06 \x01(\x03\"7\n\rGrantResponse\x12&\n\x05grant\x18\x01 \x01(\x0b\x32\x17.sluice.router.v1.Grant\"1\n\x0eReleaseRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06runner\x18\x02 \x01(\t\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x05\"d\n\x08SlotView\x12\x0c\n\x04slot\x18\x01 \x01(\x05\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.sluice.router.v1.SlotState\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"\xbf\x01\n\nRunnerView\x12.\n\x06\x61\x64vert\x18\x01 \x01(\x0b\x32\x1e.sluice.events.v1.RunnerAdvert\x12)\n\x05slots\x18\x02 \x03(\x0b\x32\x1a.sluice.router.v1.SlotView\x12\x18\n\x10heartbeat_age_ms\x18\x03 \x01(\x03\x12+\n\x06\x63laims\x18\x04 \x03(\x0b\x32\x1b.sluice.events.v1.SlotClaim\x12\x0f\n\x07penalty\x18\x05 \x01(\x01\"\x10\n\x0eRunnersRequest\"@\n\x0fRunnersResponse\x12-\n\x07runners\x18\x01 \x03(\x0b\x32\x1c.sluice.router.v1.RunnerView\"\x11\n\x0f\x43\x61pacityRequest\"\xc6\x01\n\x10PipelineCapacity\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x15\n\rparams_schema\x18\x04 \x01(\t\x12\x17\n\x0fprocesses_audio\x18\x05 \x01(\x08\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x0c\n\x04\x66ree\x18\x07 \x01(\x05\x12\x0f\n\x07waiting\x18\x08 \x01(\x05\x12\x1c\n\x14min_micro_per_second\x18\t \x01(\x03\"I\n\x10\x43\x61pacityResponse\x12\x35\n\tpipelines\x18\x01 \x03(\x0b\x32\".sluice.router.v1.PipelineCapacity\"\x0e\n\x0cWatchRequest\"1\n\x0cQueueRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\"\x80\x01\n\nQueuePlace\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x10\n\x08position\x18\x04 \x01(\x05\x12\x11\n\twaited_ms\x18\x05 \x01(\x03\x12\x18\n\x10\x65xpected_wait_ms\x18\x06 \x01(\x03\"=\n\rQueueResponse\x12,\n\x06places\x18\x01 \x03(\x0b\x32\x1c.sluice.router.v1.QueuePlace*^\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOLICY_BALANCED\x10\x01\x12\x13\n\x0fPOLICY_CHEAPEST\x10\x02\x12\x12\n\x0ePOLICY_FASTEST\x10\x03*\x99\x01\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SLOT_STATE_STARTING\x10\x01\x12\x14\n\x10SLOT_STATE_READY\x10\x02\x12\x13\n\x0fSLOT_STATE_HELD\x10\x03\x12\x17\n\x13SLOT_STATE_DRAINING\x10\x04\x12\x13\n\x0fSLOT_STATE_LOST\x10\x05\x32\xdd\x03\n\x06Router\x12H\n\x05Grant\x12\x1e.sluice.router.v1.GrantRequest\x1a\x1f.sluice.router.v1.GrantResponse\x12N\n\x07Release\x12 .sluice.router.v1.ReleaseRequest\x1a!.sluice.router.v1.ReleaseResponse\x12N\n\x07Runners\x12 .sluice.router.v1.RunnersRequest\x1a!.sluice.router.v1.RunnersResponse\x12Q\n\x08\x43\x61pacity\x12!.sluice.router.v1.CapacityRequest\x1a\".sluice.router.v1.CapacityResponse\x12L\n\x05Watch\x12\x1e.sluice.router.v1.WatchRequest\x1a!.sluice.router.v1.RunnersResponse0\x01\x12H\n\x05Queue\x12\x1e.sluice.router.v1.QueueRequest\x1a\x1f.sluice.router.v1.QueueResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,46 +34,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUIREMENTS_LABELSENTRY']._loaded_options = None
   _globals['_REQUIREMENTS_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_POLICY']._serialized_start=1685
-  _globals['_POLICY']._serialized_end=1779
-  _globals['_SLOTSTATE']._serialized_start=1782
-  _globals['_SLOTSTATE']._serialized_end=1935
+  _globals['_POLICY']._serialized_start=1707
+  _globals['_POLICY']._serialized_end=1801
+  _globals['_SLOTSTATE']._serialized_start=1804
+  _globals['_SLOTSTATE']._serialized_end=1957
   _globals['_REQUIREMENTS']._serialized_start=83
-  _globals['_REQUIREMENTS']._serialized_end=343
-  _globals['_REQUIREMENTS_LABELSENTRY']._serialized_start=298
-  _globals['_REQUIREMENTS_LABELSENTRY']._serialized_end=343
-  _globals['_GRANTREQUEST']._serialized_start=346
-  _globals['_GRANTREQUEST']._serialized_end=483
-  _globals['_GRANT']._serialized_start=485
-  _globals['_GRANT']._serialized_end=602
-  _globals['_GRANTRESPONSE']._serialized_start=604
-  _globals['_GRANTRESPONSE']._serialized_end=659
-  _globals['_RELEASEREQUEST']._serialized_start=661
-  _globals['_RELEASEREQUEST']._serialized_end=710
-  _globals['_RELEASERESPONSE']._serialized_start=712
-  _globals['_RELEASERESPONSE']._serialized_end=747
-  _globals['_SLOTVIEW']._serialized_start=749
-  _globals['_SLOTVIEW']._serialized_end=849
-  _globals['_RUNNERVIEW']._serialized_start=852
-  _globals['_RUNNERVIEW']._serialized_end=1043
-  _globals['_RUNNERSREQUEST']._serialized_start=1045
-  _globals['_RUNNERSREQUEST']._serialized_end=1061
-  _globals['_RUNNERSRESPONSE']._serialized_start=1063
-  _globals['_RUNNERSRESPONSE']._serialized_end=1127
-  _globals['_CAPACITYREQUEST']._serialized_start=1129
-  _globals['_CAPACITYREQUEST']._serialized_end=1146
-  _globals['_PIPELINECAPACITY']._serialized_start=1149
-  _globals['_PIPELINECAPACITY']._serialized_end=1347
-  _globals['_CAPACITYRESPONSE']._serialized_start=1349
-  _globals['_CAPACITYRESPONSE']._serialized_end=1422
-  _globals['_WATCHREQUEST']._serialized_start=1424
-  _globals['_WATCHREQUEST']._serialized_end=1438
-  _globals['_QUEUEREQUEST']._serialized_start=1440
-  _globals['_QUEUEREQUEST']._serialized_end=1489
-  _globals['_QUEUEPLACE']._serialized_start=1492
-  _globals['_QUEUEPLACE']._serialized_end=1620
-  _globals['_QUEUERESPONSE']._serialized_start=1622
-  _globals['_QUEUERESPONSE']._serialized_end=1683
-  _globals['_ROUTER']._serialized_start=1938
-  _globals['_ROUTER']._serialized_end=2415
+  _globals['_REQUIREMENTS']._serialized_end=365
+  _globals['_REQUIREMENTS_LABELSENTRY']._serialized_start=320
+  _globals['_REQUIREMENTS_LABELSENTRY']._serialized_end=365
+  _globals['_GRANTREQUEST']._serialized_start=368
+  _globals['_GRANTREQUEST']._serialized_end=505
+  _globals['_GRANT']._serialized_start=507
+  _globals['_GRANT']._serialized_end=624
+  _globals['_GRANTRESPONSE']._serialized_start=626
+  _globals['_GRANTRESPONSE']._serialized_end=681
+  _globals['_RELEASEREQUEST']._serialized_start=683
+  _globals['_RELEASEREQUEST']._serialized_end=732
+  _globals['_RELEASERESPONSE']._serialized_start=734
+  _globals['_RELEASERESPONSE']._serialized_end=769
+  _globals['_SLOTVIEW']._serialized_start=771
+  _globals['_SLOTVIEW']._serialized_end=871
+  _globals['_RUNNERVIEW']._serialized_start=874
+  _globals['_RUNNERVIEW']._serialized_end=1065
+  _globals['_RUNNERSREQUEST']._serialized_start=1067
+  _globals['_RUNNERSREQUEST']._serialized_end=1083
+  _globals['_RUNNERSRESPONSE']._serialized_start=1085
+  _globals['_RUNNERSRESPONSE']._serialized_end=1149
+  _globals['_CAPACITYREQUEST']._serialized_start=1151
+  _globals['_CAPACITYREQUEST']._serialized_end=1168
+  _globals['_PIPELINECAPACITY']._serialized_start=1171
+  _globals['_PIPELINECAPACITY']._serialized_end=1369
+  _globals['_CAPACITYRESPONSE']._serialized_start=1371
+  _globals['_CAPACITYRESPONSE']._serialized_end=1444
+  _globals['_WATCHREQUEST']._serialized_start=1446
+  _globals['_WATCHREQUEST']._serialized_end=1460
+  _globals['_QUEUEREQUEST']._serialized_start=1462
+  _globals['_QUEUEREQUEST']._serialized_end=1511
+  _globals['_QUEUEPLACE']._serialized_start=1514
+  _globals['_QUEUEPLACE']._serialized_end=1642
+  _globals['_QUEUERESPONSE']._serialized_start=1644
+  _globals['_QUEUERESPONSE']._serialized_end=1705
+  _globals['_ROUTER']._serialized_start=1960
+  _globals['_ROUTER']._serialized_end=2437
 # @@protoc_insertion_point(module_scope)

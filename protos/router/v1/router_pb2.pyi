@@ -100,6 +100,7 @@ class Requirements(_message.Message):
     MAX_MICRO_PER_SECOND_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
+    MAX_FRAME_US_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     region: _builtins.str
     """empty: any"""
@@ -110,6 +111,8 @@ class Requirements(_message.Message):
     policy: Global___Policy.ValueType
     warm: _builtins.bool
     """only where the pipeline is loaded"""
+    max_frame_us: _builtins.int
+    """measured there lately, not measured: 33 ms; 0: any"""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """all must match"""
@@ -124,10 +127,11 @@ class Requirements(_message.Message):
         max_micro_per_second: _builtins.int = ...,
         policy: Global___Policy.ValueType = ...,
         warm: _builtins.bool = ...,
+        max_frame_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_class", b"gpu_class", "labels", b"labels", "max_micro_per_second", b"max_micro_per_second", "pipeline", b"pipeline", "policy", b"policy", "region", b"region", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_class", b"gpu_class", "labels", b"labels", "max_frame_us", b"max_frame_us", "max_micro_per_second", b"max_micro_per_second", "pipeline", b"pipeline", "policy", b"policy", "region", b"region", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,59 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from pathlib import Path
-from random import Random
 
 import pytest
 
 import tests.support.runner
 from protos.events.v1.events_pb2 import PipelineOffer, Slot, Waiter
 from protos.router.v1 import router_pb2 as router
-from services.common.bus import Bus, Entry, View, connect
-from services.common.errors import ExhaustedError
+from services.common.bus import Bus, Entry, View
+from services.common.errors import ExhaustedError, InvalidError
 from services.common.lifecycle import background
 from services.common.topology import SLOTS, WAITERS
-from services.router import fleet, slots
+from services.router import line, slots
+from services.router.placement import Requirements, Wish
 from services.router.settings import RouterSettings
 from services.router.waiting import TTL_S
-from tests.support.nats import NatsServer, nats_server
+from tests.support.nats import NatsServer
 from tests.support.router import RouterClient, router_client
 from tests.support.runner import FakeRunner
 
 fake_runner = partial(tests.support.runner.fake_runner, every_s=0.1)
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runners beat ten times as often here, so a router has listened for long enough sooner."""
-    monkeypatch.setattr(fleet, "LISTEN_S", 0.3)
-
-
-@pytest.fixture
-async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    async with nats_server(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
-    """The runners' connection."""
-    async with connect(nats.url, "runners") as connection:
-        yield connection
-
-
-@pytest.fixture
-async def one(nats: NatsServer) -> AsyncIterator[RouterClient]:
-    async with router_client(nats.url, random=Random(1)) as client:
-        yield client
-
-
-@pytest.fixture
-async def two(nats: NatsServer) -> AsyncIterator[RouterClient]:
-    async with router_client(nats.url, random=Random(2)) as client:
-        yield client
 
 
 async def until(true: Callable[[], Awaitable[bool]], within_s: float = 8.0) -> None:
@@ -244,6 +212,36 @@ async def test_the_waiters_of_a_dead_router_are_forgotten(bus: Bus, one: RouterC
         assert time.monotonic() - lapses_s < 3
 
 
+async def test_a_slot_that_a_waiters_own_router_does_not_take_goes_to_the_next_one(
+    bus: Bus, one: RouterClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "LEFT_FOR_S", 1.5)
+    bucket = await bus.bucket(WAITERS, 1)
+    async with fake_runner(bus, "a"), asyncio.TaskGroup() as tasks:
+        await one.runners()
+        await one.grant("holder")
+        ghost = Waiter(
+            session="ghost",
+            router="router-deaf",
+            wish=Wish(Requirements("passthrough")).text(),
+            until_unix_ms=4_000_000_000_000,
+        )
+        await bucket.create("000.0000000000000001.ghost", ghost.SerializeToString(), ttl_s=60)
+        hall = Hall(tasks, one)
+        await hall.wait(one, "next")
+        await one.release("holder")
+        freed_s = time.monotonic()
+        await hall.until_served("next")
+        assert 1.4 < time.monotonic() - freed_s < 5
+        assert [place.session for place in await one.queue()] == ["ghost"]
+        # It has not lost its turn: of the next slot it has the first choice again.
+        await hall.wait(one, "later")
+        await one.release("next")
+        await asyncio.sleep(0.7)
+        assert hall.served == ["next"]
+        await hall.until_served("later")
+
+
 async def _first_is(client: RouterClient, session: str) -> bool:
     places = await client.queue()
     return bool(places) and places[0].session == session
@@ -415,6 +413,12 @@ async def test_price_policy_and_warmth_are_honoured(bus: Bus, one: RouterClient)
         with pytest.raises(ExhaustedError) as refused:
             await one.grant("s4", max_micro_per_second=50, warm=True)
         assert refused.value.details["why"] == "cold"
+        assert (await one.grant("s4", max_frame_us=8_000)).runner == "fast"
+        with pytest.raises(ExhaustedError) as refused:
+            await one.grant("s5", max_frame_us=7_999)
+        assert refused.value.details["why"] == "slow"
+        with pytest.raises(InvalidError):
+            await one.grant("s5", max_frame_us=-1)
         capacity = await one.capacity()
         assert capacity["passthrough"].min_micro_per_second == 10
 

@@ -8,10 +8,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -40,41 +39,10 @@ from services.router.line import Line, Wanted
 from services.router.placement import Requirements, SessionId, Wish
 from services.router.settings import RouterSettings
 from services.router.waiting import Queue
-from tests.support.nats import NatsServer, nats_server
+from tests.support.nats import NatsServer
 from tests.support.router import RouterClient, router_client
 
 fake_runner = partial(tests.support.runner.fake_runner, every_s=0.1)
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runners beat ten times as often here, so a router has listened for long enough sooner."""
-    monkeypatch.setattr(fleet, "LISTEN_S", 0.3)
-
-
-@pytest.fixture
-async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    async with nats_server(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
-    """The runners' connection."""
-    async with connect(nats.url, "runners") as connection:
-        yield connection
-
-
-@pytest.fixture
-async def one(nats: NatsServer) -> AsyncIterator[RouterClient]:
-    async with router_client(nats.url) as client:
-        yield client
-
-
-@pytest.fixture
-async def two(nats: NatsServer) -> AsyncIterator[RouterClient]:
-    async with router_client(nats.url) as client:
-        yield client
 
 
 async def until(true: Callable[[], Any], within_s: float = 8.0) -> None:

@@ -441,6 +441,40 @@ async def test_a_heartbeat_that_only_says_how_fast_is_no_news_and_counts_all_the
 
 
 @pytest.mark.looptime
+async def test_a_slot_that_is_claimed_and_then_written_and_heard_of_changes_its_row_once(
+    world: World,
+) -> None:
+    two(world)
+    assert world.chosen() == {("a", 0), ("b", 0)}
+    before = world.fleet._table.changes
+    steps: list[Callable[[], None]] = [
+        lambda: world.fleet.claim(Place(A, 0)),
+        lambda: world.slot("a.0", HELD),
+        lambda: world.fleet.unclaim(Place(A, 0)),
+        lambda: world.hear(Heartbeat(runner="a", boot_id="b1", state=RUNNER_STATE_READY)),
+    ]
+    for step in steps:
+        step()
+        assert world.chosen() == {("b", 0)}
+    assert world.fleet._table.changes == before + 1
+    world.slot("a.0", FREE)
+    assert world.chosen() == {("a", 0), ("b", 0)}
+
+
+@pytest.mark.looptime
+async def test_a_row_that_another_runner_had_shows_nothing_of_it(world: World) -> None:
+    two(world)
+    world.fleet.adverts.put("a", None)
+    assert world.chosen() == {("b", 0)}
+    world.advertise(advert("c"))
+    world.hear(Heartbeat(runner="c", boot_id="b1", state=RUNNER_STATE_READY))
+    assert world.chosen() == {("b", 0), ("c", 0)}
+    world.fleet.adverts.put("c", None)
+    world.advertise(advert("a"))
+    assert world.chosen() == {("a", 0), ("b", 0)}
+
+
+@pytest.mark.looptime
 async def test_what_is_free_of_a_pipeline_is_what_those_who_are_heard_say(world: World) -> None:
     two(world)
     world.advertise(advert("silent", micro_per_second=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from services.router.placement import (
     CLOSE,
     QUARANTINED_FROM,
+    USUAL_FRAME_US,
     WEIGHTS,
     Policy,
     Refusal,
@@ -59,6 +61,7 @@ class Spec:
             and needs.labels <= self.labels
             and (not needs.max_micro_per_second or self.price <= needs.max_micro_per_second)
             and (self.warm or not needs.warm)
+            and (not needs.max_frame_us or (self.frame_us or USUAL_FRAME_US) <= needs.max_frame_us)
         )
 
     def cost(self, policy: Policy) -> float:
@@ -252,6 +255,40 @@ def test_a_wish_for_a_loaded_pipeline_is_not_met_by_a_cold_one() -> None:
     )
 
 
+def test_only_a_runner_that_is_as_quick_as_was_wished_is_chosen() -> None:
+    specs = {"slow": Spec(frame_us=40_000), "quick": Spec(frame_us=28_000, price=900)}
+    assert drawn(specs, replace(DEPTH, max_frame_us=28_000)) == {"quick"}
+    assert drawn(specs, replace(DEPTH, max_frame_us=27_999)) is Refusal.SLOW
+    busy = {**specs, "quick": replace(specs["quick"], held=1)}
+    assert drawn(busy, replace(DEPTH, max_frame_us=28_000)) is Refusal.NOTHING_FREE
+
+
+def test_a_runner_of_which_no_frame_was_measured_is_as_quick_as_is_usual() -> None:
+    assert drawn({"new": Spec()}, replace(DEPTH, max_frame_us=USUAL_FRAME_US)) == {"new"}
+    assert drawn({"new": Spec()}, replace(DEPTH, max_frame_us=USUAL_FRAME_US - 1)) is Refusal.SLOW
+
+
+def test_a_runner_that_became_slow_is_not_chosen_for_a_quick_one() -> None:
+    fleet, needs = Fleet(), replace(DEPTH, max_frame_us=20_000)
+    fleet.put("a", Spec(frame_us=10_000))
+    assert fleet.choose(needs) == "a"
+    fleet.table.set_frame_us(fleet.rows["a"], 21_000)
+    assert fleet.choose(needs) is Refusal.SLOW
+    assert fleet.choose() == "a"
+
+
+def test_runners_that_failed_lately_are_used_where_the_healthy_ones_are_too_slow() -> None:
+    specs = {"bad": Spec(frame_us=9_000, penalty=QUARANTINED_FROM), "slow": Spec(held=1)}
+    assert drawn(specs, replace(DEPTH, max_frame_us=20_000)) == {"bad"}
+    assert drawn(specs) is Refusal.QUARANTINED
+
+
+def test_a_wish_of_a_router_that_knows_no_frame_times_is_read() -> None:
+    fields = json.loads(Wish(DEPTH).text())
+    del fields["max_frame_us"]
+    assert wish_from_text(json.dumps(fields)) == Wish(DEPTH)
+
+
 def test_a_runner_that_asks_for_no_money_is_below_any_cap() -> None:
     assert drawn({"own": Spec()}, replace(DEPTH, max_micro_per_second=1)) == {"own"}
 
@@ -322,6 +359,7 @@ def test_a_ranking_of_which_all_is_excluded_finds_the_others() -> None:
             max_micro_per_second=st.integers(0, 2**63 - 1),
             policy=st.sampled_from(Policy),
             warm=st.booleans(),
+            max_frame_us=st.integers(0, 2**63 - 1),
         ),
         st.frozensets(st.text().map(RunnerId)),
     )
