@@ -215,22 +215,25 @@ async def catch_up(
     now = await store.stream(attached.id)
     known = {item.revision for item in attached.scheduled}
     missed = [item for item in now.scheduled if item.revision not in known]
-    if now.params != attached.params:
-        waiting = {item.revision for item in now.scheduled}
-        revision = next(r for r in range(attached.revision + 1, now.revision + 1) if r not in waiting)
-        missed.insert(0, Scheduled(revision, difference(attached.params, now.params), 0))
+    waiting = {item.revision for item in now.scheduled}
+    made = [r for r in range(attached.revision + 1, now.revision + 1) if r not in waiting]
+    if made and now.params != attached.params:  # else what was scheduled took effect, and it knows of that
+        missed.insert(0, Scheduled(made[0], difference(attached.params, now.params), 0))
     for item in missed:
         await neighbours.update(session.id, place, patch_to_proto(item))
 
 
 async def closed(session: Session, place: Place, neighbours: Neighbours) -> bool:
-    """Close a candidate's channels; False when viewers get its output, so that it is none any more."""
+    """Close a candidate's channels; False when viewers get its output, so that it is none any more.
+
+    Raises UnavailableError or DeadlineExceededError while the bridge cannot say which.
+    """
     try:
         await neighbours.close_epoch(session, place.epoch, "moved")
     except ConflictError as error:
         if error.reason == "EPOCH_IS_CURRENT":
             return False
         log.info("candidate not closed", session=session.id, reason=error.reason)
-    except (UnavailableError, DeadlineExceededError, NotFoundError) as error:
+    except NotFoundError as error:
         log.info("candidate not closed", session=session.id, reason=error.reason)
     return True

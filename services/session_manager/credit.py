@@ -15,6 +15,7 @@ from services.common.errors import (
     SluiceError,
     UnavailableError,
 )
+from services.session_manager.machine import Session
 from services.session_manager.neighbours import Neighbours
 from services.session_manager.record import Record, alive
 from services.session_manager.settings import SessionManagerSettings
@@ -62,12 +63,19 @@ class Credit:
             overdraft_s = 0.0
         paid_until_ms = self._paid_until_ms
         try:
-            session = await self._record.change(lambda was: alive(was).with_(paid_until_ms=paid_until_ms))
+            session = await self._record.change(lambda was: _paid(alive(was), paid_until_ms))
         except (UnavailableError, NotFoundError):
             session = session.with_(paid_until_ms=paid_until_ms)
         except ConflictError:
             return  # it ended; the watcher of the record says so
+        if self._session_ms() is None:
+            return  # its publisher comes back elsewhere: that opens a bridge, and says where time goes on
         try:
             await self._neighbours.open_bridge(session, session.place, overdraft_s=overdraft_s)
         except SluiceError as error:
             log.warning("bridge not told of credit", session=session.id, reason=error.reason)
+
+
+def _paid(was: Session, until_ms: int) -> Session:
+    """Return the session paid until then; one whose tenant has no more is not written every second."""
+    return was if was.paid_until_ms == until_ms else was.with_(paid_until_ms=until_ms)

@@ -18,7 +18,8 @@ The first that is true:
 | PREPARE | `runner_lost`    | it is gone, and its output broke off                                         |
 | PREPARE | `stalled`        | the output stalls for `GONE_STALL_MS`, and it missed a report                |
 | MOVE    | `engine_crashed` | its engine died: to a warm runner that is free, else it restarts in place    |
-| MOVE    | `slow`           | slow for `SLOW_S`: likewise; not soon again, and not if the last was in vain |
+| MOVE    | `slow`           | slow for `SLOW_S`: to a warm one that is clearly quicker, else it stays; not |
+|         |                  | soon again, and not if the last was in vain                                  |
 | STAY    |                  |                                                                              |
 """
 
@@ -38,6 +39,8 @@ MISSED_S: Final = 1.5  # a runner reports every second
 UNHEARD_S: Final = 2.5
 SLOW_S: Final = 5.0
 SLOW_AGAIN_S: Final = 60.0
+QUICKER: Final = 0.7  # of what a picture takes its runner, or less: less of a difference is none
+QUICKER_MAX_US: Final = 100_000_000  # what comes from a runner is bounded
 WELL_S: Final = 30.0  # after which a move for slowness has helped
 BREAKER: Final = 5  # runners that a session may break, one after the other
 PROVEN_S: Final = 10.0  # of flowing output after which a runner is none of these
@@ -162,4 +165,17 @@ def _weakness(evidence: Evidence, now_s: float) -> Verdict | None:
 
 def wished(why: str) -> Verdict:
     """The verdict of somebody who wishes a session elsewhere."""
-    return Verdict(Step.MOVE, why, planned=why not in FAILURES | FORCED)
+    return Verdict(Step.MOVE, why, planned=why not in FAILURES | FORCED, warm=why == SLOW)
+
+
+def quicker_us(infer_ms: float) -> int:
+    """What a picture may take a runner that is clearly quicker than one with `infer_ms`.
+
+    To two digits, so that routers do not get a new wish with each report. Where nothing was measured, nobody
+    is known to be quicker: it is what no runner can.
+    """
+    if not infer_ms > 0:
+        return 1
+    most_us = max(1, round(min(QUICKER * 1000 * infer_ms, QUICKER_MAX_US)))
+    unit = 10 ** max(len(str(most_us)) - 2, 0)
+    return int(most_us // unit * unit)

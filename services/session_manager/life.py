@@ -67,6 +67,7 @@ class Lives:
         self.telling = Telling(bus, replica)
         self._tasks = Bulkhead(self._failed)
         self._starting: set[str] = set()
+        self._aside = 0  # things done, for their keys
 
     async def __aenter__(self) -> Lives:
         await self._tasks.__aenter__()
@@ -150,7 +151,8 @@ class Lives:
                 log.warning("start not undone yet", session=session.id, reason=also.reason)
             raise
         self.telling.entered(session)
-        self._tasks.start(session.id, self._care(session))
+        if session.id not in self._tasks:  # else somebody ended it already, and it is being freed
+            self._tasks.start(session.id, self._care(session))
         log.info("session started", session=session.id, stream=session.stream, runner=session.runner)
         return session
 
@@ -189,7 +191,10 @@ class Lives:
 
     def aside(self, key: str, work: Coroutine[object, object, None]) -> None:
         """Do `work` beside a session, also when that has ended meanwhile; the key ends with "/<session>"."""
-        self._tasks.start(key, work)
+        kind, _, session = key.rpartition("/")
+        # An owner that lost the session and has it again may do what it is still doing from before.
+        self._aside += 1
+        self._tasks.start(f"{kind}/{self._aside}/{session}", work)
 
     # --- end
 
@@ -232,24 +237,26 @@ class Lives:
                 await asyncio.sleep(RETRY_S)
 
     async def _free_until_done(self, session: Session) -> None:
-        while not await self._free(session):  # noqa: ASYNC110 - a retry, there is no event to wait for
+        now = asyncio.get_running_loop().time
+        until_s = now() + self._settings.publisher_grace_s
+        while not await self._free(session, bridge_lives=now() < until_s):  # noqa: ASYNC110 - a retry
             await asyncio.sleep(RETRY_S)
 
-    async def _free(self, session: Session) -> bool:
+    async def _free(self, session: Session, *, bridge_lives: bool = True) -> bool:
         """Do every step of freeing once; True when all of them are known to have worked."""
         seen = self._store.session_seen(session.id)
         if seen is not None and seen.settled and seen.revision >= session.revision:
             return True
-        return await self._free_once(session)
+        return await self._free_once(session, bridge_lives=bridge_lives)
 
-    async def _free_once(self, session: Session) -> bool:
+    async def _free_once(self, session: Session, *, bridge_lives: bool = True) -> bool:
         context = {"traceparent": session.traceparent}
         with span("session.close", carrier=context, session_id=session.id, session_reason=session.end_reason):
-            return await self._free_all(session)
+            return await self._free_all(session, bridge_lives=bridge_lives)
 
-    async def _free_all(self, session: Session) -> bool:
+    async def _free_all(self, session: Session, *, bridge_lives: bool) -> bool:
         steps: list[Awaitable[object]] = [
-            self._close_bridge(session),
+            self._close_bridge(session, may_live=bridge_lives),
             self._free_slot(session),
             self._settle(session),
             self._store.release_stream(session),
@@ -278,10 +285,10 @@ class Lives:
             raise result
         return True
 
-    async def _close_bridge(self, session: Session) -> Latency | None:
+    async def _close_bridge(self, session: Session, *, may_live: bool) -> Latency | None:
         """Close it, so that its publisher and its viewers are let go.
 
-        An ingest process that cannot be reached may live: it is asked until it is dead for everybody, which
+        An ingest process that cannot be reached `may_live`: it is asked until it is dead for everybody, which
         is when the grace of its publisher is over.
         """
         try:
@@ -289,9 +296,7 @@ class Lives:
         except (NotFoundError, ConflictError):
             return None
         except (UnavailableError, DeadlineExceededError):
-            lost = session.end_reason == Reason.BRIDGE_LOST
-            over_ms = session.ended_unix_ms + self._settings.publisher_grace_s * 1000
-            if not lost and now_unix_ms() < over_ms:
+            if may_live and session.end_reason != Reason.BRIDGE_LOST:
                 raise
             return None
 
@@ -315,8 +320,9 @@ class Lives:
         """A bug in one session's care: that session ends, the process goes on."""
         session = key.rpartition("/")[2]
         report_bug("session", error, session=session)
-        if not key.startswith(("bury/", "leave/", "tell/")):
-            self._tasks.start(f"bury/{session}", self._bury(session))
+        grave = f"bury/{session}"
+        if not key.startswith(("bury/", "leave/", "tell/")) and grave not in self._tasks:
+            self._tasks.start(grave, self._bury(session))
 
     async def _bury(self, session: str) -> None:
         try:

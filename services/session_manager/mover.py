@@ -28,14 +28,17 @@ from services.common.errors import (
 from services.common.latest import Latest
 from services.common.telemetry import span
 from services.session_manager.candidate import Candidate, Fate, Outcome, closed
+from services.session_manager.draining import DRAIN
 from services.session_manager.failover import (
     BREAKER,
     FAILURES,
     FORCED,
     PLANNED,
     RUNNERS_OWN,
+    SLOW,
     Step,
     Verdict,
+    quicker_us,
     wished,
 )
 from services.session_manager.machine import Move, Phase, Place, Reason, Session
@@ -60,13 +63,16 @@ WHYS: Final = PLANNED | FORCED | FAILURES
 MOVED: Final = "moved"
 CALLED_OFF: Final = "called_off"
 NO_ROOM: Final = "no_room"
+GIVEN_UP: Final = "given_up"
 ENDED: Final = "ended"
 RETRY_S: Final = 0.5
 SETTLED_S: Final = 1.0  # a bridge and a runner were heard by then, or not
 LOOK_S: Final = 0.05
 PLANNED_LOOK_S: Final = 0.25  # many may wait for room at a time
-WARM_AGAIN_S: Final = 2.0  # when there was no warm runner, while an engine restarts or is slow
+WARM_AGAIN_S: Final = 2.0  # when there was no warm runner, while an engine restarts
+QUICKER_AGAIN_S: Final = 10.0  # when there was no quicker runner: fleets do not change in a moment
 PLANNED_WAIT_S: Final = 20.0  # in the queue, before it is joined anew
+WISHED_FOR_S: Final = 600.0  # then a wish for which there was no room is given up; a drain's stays
 PRIORITY: Final = 100  # who has a session to lose is served before who begins one
 LEAVE_ATTEMPTS: Final = 5  # then it is the reconciler's
 
@@ -98,18 +104,18 @@ class Mover:
         self._failing_since_s: float | None = None
         self._accused_epoch = 0  # whose runner was told of already
         self._parted: set[int] = set()  # epochs that were let go
+        self._wanted, self._wanted_since_s = "", 0.0  # a wish without room, and since when
 
     async def run(self) -> End:
         """Move the session whenever it must be; return why it must end when it cannot."""
         while True:
             wish = await self._wish()
             self._adopted = self._adopted and self._record.now.next is not None
-            if not wish.planned:
-                self._failing_since_s = self._failing_since_s or self._now()
+            self._failing_since_s = None if wish.planned else self._failing_since_s or self._now()
             try:
                 end = await self._move(wish)
-            except (UnavailableError, ConflictError, NotFoundError) as error:
-                # NATS is away, or it ended, of which its watcher tells. The time does not count.
+            except (UnavailableError, DeadlineExceededError, ConflictError, NotFoundError) as error:
+                # NATS or its bridge is away, or it ended: of that its watcher tells. The time does not count.
                 log.info("move interrupted", session=self._record.now.id, reason=error.reason)
                 self._failing_since_s, self._adopted = None, True
                 await asyncio.sleep(RETRY_S)
@@ -132,7 +138,7 @@ class Mover:
             wish = self._wished()
             if wish is not None:
                 return wish
-            self._failing_since_s = None
+            self._failing_since_s, self._wanted = None, ""
             if self._record.now.phase is Phase.MIGRATING and self._watch.heard_for_s > SETTLED_S:
                 await self._stay_tolerantly()  # whoever meant to move it died, and nothing calls for it now
             await race(*(_newer(one, version) for one, version in zip(watched, versions, strict=True)))
@@ -164,11 +170,33 @@ class Mover:
         context = {"traceparent": session.traceparent}
         with span("session.move", carrier=context, session_id=session.id, session_why=wish.why) as current:
             result, end = await self._through_runners(wish)
+            if result == NO_ROOM and await self._give_up(wish):
+                result = GIVEN_UP
             current.set_attribute("session.result", result)
         MOVES.labels(wish.why if wish.why in WHYS else "other", result).inc()
         if result == NO_ROOM:
-            await self._until(lambda: self._wished() != wish, within_s=WARM_AGAIN_S if wish.warm else RETRY_S)
+            within_s = QUICKER_AGAIN_S if wish.why == SLOW else WARM_AGAIN_S if wish.warm else RETRY_S
+            await self._until(lambda: self._wished() != wish, within_s=within_s)
         return end
+
+    async def _give_up(self, wish: Verdict) -> bool:
+        """Whether somebody's wish was without room for so long that it is taken out of the record.
+
+        A drained runner's session cannot stay, so that wish is its operator's to take back.
+        """
+        wanted = self._record.now.move_wanted
+        if not wish.planned or wanted in {"", DRAIN}:
+            return False
+        if wanted != self._wanted:
+            self._wanted, self._wanted_since_s = wanted, self._now()
+        for_s = self._now() - self._wanted_since_s
+        if for_s < WISHED_FOR_S:
+            return False
+        await self._record.change(
+            lambda was: alive(was).with_(move_wanted="" if was.move_wanted == wanted else was.move_wanted)
+        )
+        log.warning("move given up", session=self._record.now.id, why=wanted, for_s=round(for_s))
+        return True
 
     async def _through_runners(self, wish: Verdict) -> tuple[str, End | None]:
         """Ask one runner after the other; the result, and why the session must end."""
@@ -177,6 +205,9 @@ class Mover:
             await self._enter(lambda was: alive(was).leaving())
         while True:
             session = self._record.now
+            if session.next is not None and self._watch.shows(session.next):
+                await self._arrive(session, session.next, wish)
+                return MOVED, None
             if wish.counts and session.failures + 1 >= BREAKER:
                 return ENDED, End(Reason.BREAKS_RUNNERS, f"{BREAKER} in a row, the last: {wish.message}")
             self._accuse(session, wish)
@@ -267,7 +298,15 @@ class Mover:
         self._farewell(session.place)
 
     async def _stay(self) -> None:
-        """The session is on its way to nowhere, and lives where it is."""
+        """The session is on its way to nowhere, and lives where it is.
+
+        Raises ConflictError when viewers get the output of the next place already.
+        """
+        session = self._record.now
+        if session.next is not None and session.next.epoch not in self._parted:
+            if not await closed(session, session.next, self._neighbours):
+                raise ConflictError("it has arrived", reason="EPOCH_IS_CURRENT", session=session.id)
+            self._farewell(session.next)
         phase = Phase.LIVE if self._watch.shown else Phase.STARTING
         await self._enter(lambda was: alive(was).staying(phase))
 
@@ -310,7 +349,9 @@ class Mover:
             try:
                 place = await race(self._ask(exclude, wish, until_s), self._otherwise(restarted=restarted))
             except (ExhaustedError, UnavailableError, DeadlineExceededError) as error:
-                if wish.warm or self._now() >= until_s:
+                # Only a router knows that there is no room: one that is away ends no session.
+                known = wish.planned or isinstance(error, ExhaustedError)
+                if known and (wish.warm or self._now() >= until_s):
                     raise ExhaustedError(error.message, reason="NO_CAPACITY") from error
                 log.info("no runner yet", session=self._record.now.id, reason=error.reason)
                 await self._until(lambda: self._wished() is None, within_s=RETRY_S)
@@ -323,16 +364,22 @@ class Mover:
     async def _ask(self, exclude: list[str], wish: Verdict, until_s: float) -> Place | None:
         """A warm runner shows the session in a moment; any other one is better than none.
 
-        Of these last the ones that failed it a moment ago.
+        Of these last the ones that failed it a moment ago. For slowness alone only a quicker one is better.
         """
         session = self._record.now
         recent = session.moves[-session.failures :] if session.failures else ()
         others = sorted({*exclude, *(move.left for move in recent if move.why in FAILURES)})
+        max_frame_us = quicker_us(self._watch.infer_ms) if wish.why == SLOW else 0
         with span("session.grant"):
             for warm in (True,) if wish.warm else (True, False):
                 try:
                     return await self._neighbours.grant(
-                        session, exclude=others, wait_s=0, warm=warm, priority=PRIORITY
+                        session,
+                        exclude=others,
+                        wait_s=0,
+                        warm=warm,
+                        max_frame_us=max_frame_us,
+                        priority=PRIORITY,
                     )
                 except ExhaustedError:
                     if wish.warm:
@@ -364,17 +411,18 @@ class Mover:
         before = session.next
         if before is not None and before.same_slot(granted):
             return before
-        if before is not None and before.epoch not in self._parted:
-            if not await closed(session, before, self._neighbours):
-                self._farewell(granted)  # viewers get the one before already
-                return before
-            self._farewell(before)
+        parting = before if before is not None and before.epoch not in self._parted else None
         try:
+            if parting is not None and not await closed(session, parting, self._neighbours):
+                self._farewell(granted)  # viewers get the one before already
+                return parting
             place = (await self._enter(lambda was: was.heading(granted))).next
         except SluiceError:
             self._farewell(granted)
             raise
         assert place is not None, "it heads for somewhere"
+        if parting is not None:
+            self._farewell(parting)  # only now: it may be of the runner that is granted again
         return place
 
     # --- farewell
@@ -382,7 +430,10 @@ class Mover:
     def _farewell(self, place: Place) -> None:
         """Have a runner let the session go, and free its slot, while the session goes on elsewhere."""
         self._parted.add(place.epoch)
-        if place.runner not in self._left and not self._has(place):
+        here = self._record.now.place
+        # The process that came after the one that failed, in the very slot: it is let go, the slot is kept.
+        in_vain = place.same_slot(here) and place.epoch > here.epoch
+        if place.runner not in self._left and (in_vain or not self._has(place)):
             self._left.add(place.runner)
             self._aside(f"leave/{place.runner}/{self._record.now.id}", self._leave(place))
 

@@ -65,11 +65,13 @@ class Neighbours:
         exclude: Sequence[str],
         wait_s: float,
         warm: bool = False,
+        max_frame_us: int = 0,
         priority: int | None = None,
     ) -> Place:
         """A slot that the session's wishes fit, at a place that has no epoch of the session yet.
 
-        `warm`: only where its pipeline is loaded. `priority`: instead of what the stream wishes.
+        `warm`: only where its pipeline is loaded. `max_frame_us`: only where a frame takes no longer; 0: any.
+        `priority`: instead of what the stream wishes.
         """
         router = router_pb2_grpc.RouterStub(self.channels.to(self.settings.router_address))
         wishes = session.wishes
@@ -82,6 +84,7 @@ class Neighbours:
                 max_micro_per_second=wishes.max_micro_per_second,
                 policy=wishes.policy.value,  # type: ignore[arg-type]  # the enum's values are the wire's
                 warm=warm,
+                max_frame_us=max_frame_us,
             ),
             session=session.id,
             wait_ms=round(min(wait_s, MAX_WAIT_S) * 1000),
@@ -218,16 +221,14 @@ class Neighbours:
         )
 
     async def rebind(
-        self, session: str, place: Place, channels: bridge_pb2.Channels
+        self, session: str, place: Place, channels: bridge_pb2.Channels, *, timeout_s: float
     ) -> runner_pb2.RebindResponse:
         """Have the runner go on through other channels; its newest pictures in and out."""
         runner = runner_pb2_grpc.RunnerStub(self.channels.to(place.address))
         request = runner_pb2.RebindRequest(
             session=session, slot_epoch=place.slot_epoch, channels=channels, session_epoch=place.epoch
         )
-        return await call(
-            runner.Rebind, request, runner_pb2.RebindResponse, timeout_s=self.settings.call_timeout_s
-        )
+        return await call(runner.Rebind, request, runner_pb2.RebindResponse, timeout_s=timeout_s)
 
     async def update(self, session: str, place: Place, patch: runner_pb2.Patch) -> str:
         runner = runner_pb2_grpc.RunnerStub(self.channels.to(place.address))

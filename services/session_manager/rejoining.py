@@ -6,6 +6,7 @@ cannot be bound is attached anew, or moved to another runner.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -20,6 +21,7 @@ from services.common.errors import (
     SluiceError,
     UnavailableError,
 )
+from services.common.session_time import furthest
 from services.common.telemetry import span
 from services.session_manager.candidate import catch_up
 from services.session_manager.machine import Phase, Place, Position, Session, Stream
@@ -118,20 +120,24 @@ class Rejoining:
                 in_pts, out_pts = report.in_pts, report.out_pts
                 break
         age_ms = max(0, now_unix_ms() - session.created_unix_ms)
+        if not in_pts:  # nobody is left who knows: viewers' time must not go back all the same
+            in_pts = out_pts = furthest(age_ms)
         return Position(in_pts=in_pts, out_pts=out_pts, session_ms=age_ms)
 
     async def _let_go(self, session: Session, candidate: Place) -> None:
-        """Free the place that it was about to move to."""
-        await tolerant(self._neighbours.detach(session.id, candidate, "moved"))
-        if candidate.runner != session.runner:
-            await tolerant(self._neighbours.release(session.id, candidate.runner))
+        """Free the place that it was about to move to; its publisher does not wait for a dead runner."""
+        with suppress(TimeoutError):  # the reconciler finds what is left
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                await tolerant(self._neighbours.detach(session.id, candidate, "moved"))
+                if candidate.runner != session.runner:
+                    await tolerant(self._neighbours.release(session.id, candidate.runner))
 
     async def _bind(
         self, session: Session, stream: Stream, channels: bridge_pb2.Channels, resume: Position
     ) -> Position:
         place = session.place
         try:
-            answer = await self._neighbours.rebind(session.id, place, channels)
+            answer = await self._neighbours.rebind(session.id, place, channels, timeout_s=ANSWERS_WITHIN_S)
         except (NotFoundError, ConflictError) as error:  # it forgot the session, or can bind none
             log.info("runner not bound", session=session.id, runner=place.runner, reason=error.reason)
         except (UnavailableError, DeadlineExceededError) as error:

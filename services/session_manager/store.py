@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Final
 
+from google.protobuf.message import Message
+
 from protos.inference.v1 import runner_pb2
 from protos.ingest.v1 import bridge_pb2
 from protos.sessions.v1 import sessions_pb2 as pb
@@ -66,7 +68,7 @@ class Store:
             was = stream_from_proto(pb.Stream.FromString(raw)) if raw is not None else None
             if was is None or was.tenant != tenant:
                 raise _no_stream(stream)
-            return None if was.deleted else stream_to_proto(replace(was, deleted=True)).SerializeToString()
+            return None if was.deleted else written(stream_to_proto(replace(was, deleted=True)), raw)
 
         if not ID.match(stream):
             raise _no_stream(stream)
@@ -79,7 +81,7 @@ class Store:
             if was is None or was.deleted or (tenant and was.tenant != tenant):
                 raise _no_stream(stream)
             now = step(was)
-            return None if now == was else stream_to_proto(now).SerializeToString()
+            return None if now == was else written(stream_to_proto(now), raw)
 
         if not ID.match(stream):
             raise _no_stream(stream)
@@ -114,7 +116,7 @@ class Store:
                 raise NotFoundError(f"there is no session {session}", reason="SESSION_NOT_FOUND")
             was = session_from_proto(pb.Session.FromString(raw))
             now = step(was)
-            return None if now == was else session_to_proto(now).SerializeToString()
+            return None if now == was else written(session_to_proto(now), raw)
 
         value, _ = await self.sessions.change(session, apply)
         return session_from_proto(pb.Session.FromString(value))
@@ -173,6 +175,19 @@ class SessionsView(ParsedView[Session]):
         super().put(key, entry)
         for news in self._waiting.get(key, ()):
             news.set()
+
+
+def written(record: Message, was: bytes | None) -> bytes:
+    """Return `record` with what a newer version had in the place of it and this one does not know.
+
+    In a rollout both write the same records.
+    """
+    message = type(record)()
+    message.MergeFromString(was or b"")
+    for field in message.DESCRIPTOR.fields:
+        message.ClearField(field.name)
+    message.MergeFrom(record)
+    return message.SerializeToString()
 
 
 def _no_stream(stream: str) -> NotFoundError:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Final
+from uuid import uuid4
 
+import structlog
 from prometheus_client import Counter
 
 from protos.events.v1 import events_pb2
 from services.common.bus import Bus
-from services.common.errors import SluiceError
+from services.common.errors import SluiceError, UnavailableError
 from services.common.latest import DropOldest
 from services.common.topology import runner_fault, session_event
 from services.session_manager.machine import Move, Phase, Place, Session
 
+log = structlog.get_logger()
+
 EVENTS_LOST: Final = Counter("sluice_session_events_lost_total", "Session events that NATS never took.")
 EVENTS_CAPACITY: Final = 1000
+RETRY_S: Final = 0.5
 
 
 class Telling:
-    """A queue towards NATS: nobody waits for it, and a full one drops its oldest."""
+    """A queue towards NATS: nobody waits for it, it waits for NATS, and a full one drops its oldest."""
 
     def __init__(self, bus: Bus, replica: str) -> None:
         self._bus = bus
-        self._replica = replica
+        self._life = f"{replica}:{uuid4().hex}"  # one that is started again begins to count again
         self._waiting: DropOldest[events_pb2.SessionEvent | events_pb2.RunnerFault] = DropOldest(
             EVENTS_CAPACITY
         )
@@ -54,10 +60,10 @@ class Telling:
         fault = events_pb2.RunnerFault(
             runner=place.runner, boot_id=place.boot_id, session=session.id, reason=why
         )
-        self._waiting.put(fault)
+        self._put(fault)
 
     def _happened(self, session: Session, event: str, reason: str, **details: str) -> None:
-        self._waiting.put(
+        self._put(
             events_pb2.SessionEvent(
                 session=session.id,
                 stream=session.stream,
@@ -70,6 +76,11 @@ class Telling:
             )
         )
 
+    def _put(self, news: events_pb2.SessionEvent | events_pb2.RunnerFault) -> None:
+        dropped = self._waiting.dropped
+        self._waiting.put(news)
+        EVENTS_LOST.inc(self._waiting.dropped - dropped)
+
     async def publish(self) -> None:
         """Tell all of it: a loop for `background`."""
         sequence = 0
@@ -79,14 +90,20 @@ class Telling:
                 await self._bus.publish(runner_fault(news.runner), news.SerializeToString())
                 continue
             sequence += 1
-            try:
-                await self._bus.store(
-                    session_event(news.tenant, news.session),
-                    news.SerializeToString(),
-                    message_id=f"{self._replica}:{sequence}",
-                )
-            except SluiceError:
-                EVENTS_LOST.inc()
+            while not await self._stored(news, f"{self._life}:{sequence}"):  # noqa: ASYNC110 - a retry
+                await asyncio.sleep(RETRY_S)
+
+    async def _stored(self, news: events_pb2.SessionEvent, message_id: str) -> bool:
+        """Whether it is stored, or never will be; what is unknown is stored again under the same id."""
+        subject = session_event(news.tenant, news.session)
+        try:
+            await self._bus.store(subject, news.SerializeToString(), message_id=message_id)
+        except UnavailableError:
+            return False
+        except SluiceError as error:
+            log.warning("event refused", session=news.session, reason=error.reason)
+            EVENTS_LOST.inc()
+        return True
 
 
 def now_unix_ms() -> int:

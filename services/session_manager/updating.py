@@ -34,7 +34,6 @@ class Updating:
         self, *, store: Store, neighbours: Neighbours, settings: SessionManagerSettings, aside: Aside
     ) -> None:
         self._aside = aside
-        self._calls = 0
         self._store = store
         self._neighbours = neighbours
         self._settings = settings
@@ -62,8 +61,7 @@ class Updating:
             finally:
                 told.cancel()
 
-        self._calls += 1
-        self._aside(f"tell/{self._calls}/{session.id}", work())
+        self._aside(f"tell/{session.id}", work())
         return await told
 
     async def _traced(self, session: Session, message: runner_pb2.Patch) -> str:

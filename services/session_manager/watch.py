@@ -74,6 +74,7 @@ class Watch:
         self.report = Latest(NOTHING_YET)
         self.verdict = Latest(STAY)
         self.restarted = False  # the runner's process runs, and does not know the session
+        self.infer_ms = 0.0  # that a picture takes its runner, as that last said; 0: not known
         self._record = record
         self._replica = replica
         self._store = store
@@ -103,8 +104,10 @@ class Watch:
 
     @property
     def session_ms(self) -> float | None:
-        """Session time now, as the bridge counts it; None while it shows nothing of this epoch."""
-        if self._reported_s is None or self.report.value.epoch != self._record.now.epoch:
+        """Session time now, as the bridge counts it; None while it reports nothing of this epoch."""
+        if self._reported_s is None or self._heard_since_s is None:
+            return None
+        if self.report.value.epoch != self._record.now.epoch:
             return None
         return self.report.value.session_ms + (self._now() - self._reported_s) * 1000
 
@@ -119,6 +122,10 @@ class Watch:
     def opened(self) -> bool:
         """Whether its bridge, the one that it has now, knows its epoch."""
         return self._reported_s is not None and self.report.value.epoch >= self._record.now.epoch
+
+    def shows(self, place: Place) -> bool:
+        """Whether viewers get the output of `place`, or of one after it."""
+        return self.opened and self.report.value.epoch >= place.epoch
 
     @property
     def heard_for_s(self) -> float:
@@ -193,6 +200,7 @@ class Watch:
                 broken_since_s = broken_since_s or self._now()
                 if self._now() - broken_since_s > self._settings.bridge_lost_after_s:
                     why = "the ingest process does not answer"
+            self._heard_since_s = None  # who answers next may be another process
             if why:
                 lost_since_s = lost_since_s or self._now()
                 if self._now() - lost_since_s > self._settings.publisher_grace_s:
@@ -212,7 +220,7 @@ class Watch:
         except SluiceError as error:
             log.info("lost bridge not recorded", session=was.id, reason=error.reason)
             return
-        self._reported_s = self._heard_since_s = None
+        self._reported_s = None
         log.warning("bridge lost", session=was.id, bridge=was.bridge, why=why)
         if now.phase is not was.phase:
             self._telling.entered(now)
@@ -296,13 +304,21 @@ class Watch:
                     if report.state == runner_pb2.SlotReport.STATE_FINISHED:
                         await asyncio.sleep(self._settings.runner_lost_after_s)  # the bridge has the word
                         return End(Reason.INPUT_ENDED)
-                    self._hear(report)
+                    if self._returns_to(place):
+                        self._gone(place, restarted=True)
+                    else:
+                        self._hear(report)
                 self._gone(place, restarted=False)
             except NotFoundError:
                 self._gone(place, restarted=True)
             except (UnavailableError, DeadlineExceededError, ConflictError):
                 self._gone(place, restarted=False)
             await asyncio.sleep(RETRY_S)
+
+    def _returns_to(self, place: Place) -> bool:
+        """Whether the session is about to be in the very slot again: who reports there is the next one."""
+        candidate = self._record.now.next
+        return candidate is not None and candidate.same_slot(place)
 
     def _begin_evidence(self) -> None:
         """What was known of another runner says nothing of this one."""
@@ -311,7 +327,7 @@ class Watch:
         slow_moved_s, helped = was.slow_moved_s, was.slow_helped
         if moves and moves[-1].why == SLOW and moves[-1].epoch == self._record.now.epoch:
             slow_moved_s, helped = self._now(), False  # until it was well for a while
-        self.restarted = False
+        self.restarted, self.infer_ms = False, 0.0
         self._evidence_epoch = self._record.now.epoch
         self._flows_since_s = self._well_since_s = None
         self._evidence.set(
@@ -330,7 +346,7 @@ class Watch:
             failed = report.reason or RUNNER_LOST
         if report.state == runner_pb2.SlotReport.STATE_DETACHED and report.reason != "moved":
             failed = RUNNER_LOST
-        self.restarted = False
+        self.restarted, self.infer_ms = False, report.infer_ms
         self._know(
             runner_heard_s=self._now(),
             gone_since_s=None,

@@ -103,6 +103,7 @@ class FakeRouter(Fake, router_pb2_grpc.RouterServicer):
         self.held: dict[str, str] = {}  # runner to session
         self.epochs: defaultdict[str, int] = defaultdict(int)
         self.cold: set[str] = set()  # runners that have not loaded the pipeline
+        self.frame_us: dict[str, int] = {}  # by runner, where it is measured
         self.waiting: list[str] = []  # sessions
 
     async def Grant(self, request: router_pb2.GrantRequest, context: Any) -> router_pb2.GrantResponse:
@@ -135,8 +136,10 @@ class FakeRouter(Fake, router_pb2_grpc.RouterServicer):
     def _fitting(self, request: router_pb2.GrantRequest) -> list[str]:
         mine = [name for name, session in self.held.items() if session == request.session]
         free = [name for name in self.runners if name not in self.held]
-        cold = self.cold if request.requirements.warm else set()
-        return [name for name in (*mine, *free) if name not in {*request.exclude, *cold}]
+        needs = request.requirements
+        cold = self.cold if needs.warm else set()
+        slow = {name for name in free if 0 < needs.max_frame_us < self.frame_us.get(name, 33_333)}
+        return [name for name in (*mine, *free) if name not in {*request.exclude, *cold, *slow}]
 
     async def Release(self, request: router_pb2.ReleaseRequest, context: Any) -> router_pb2.ReleaseResponse:
         await self._enter("Release", request)

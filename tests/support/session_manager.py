@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import grpc.aio
+from nats.aio.msg import Msg
+
 from protos.billing.v1.billing_pb2_grpc import add_BillingServicer_to_server
+from protos.events.v1 import events_pb2
 from protos.inference.v1.runner_pb2_grpc import add_RunnerServicer_to_server
 from protos.ingest.v1.bridge_pb2_grpc import add_BridgeServicer_to_server
 from protos.router.v1 import router_pb2
@@ -29,6 +33,7 @@ from services.session_manager.server import SessionsServicer
 from services.session_manager.settings import SessionManagerSettings
 from services.session_manager.store import Store
 from tests.support.fakes import FakeBilling, FakeBridge, FakeRouter, FakeRunner, OpenSession, serving
+from tests.support.nats import cut_off
 
 if TYPE_CHECKING:
     from protos.sessions.v1.sessions_pb2_grpc import SessionsAsyncStub
@@ -73,20 +78,40 @@ async def until(look: Callable[[], Awaitable[T | None]], within_s: float = 6.0) 
             await asyncio.sleep(0.02)
 
 
+class Wires(Channels):
+    """Channels that can be cut: from then on nothing more goes out through them."""
+
+    cut = False
+
+    def to(self, address: str) -> grpc.aio.Channel:
+        if self.cut:
+            raise UnavailableError("the wire is cut", reason="CUT")
+        return super().to(address)
+
+
 class Replica:
     """One session-manager, and calls of it."""
 
     def __init__(
-        self, stub: SessionsAsyncStub, store: Store, bus: Bus, lives: Lives, stack: AsyncExitStack
+        self,
+        stub: SessionsAsyncStub,
+        store: Store,
+        bus: Bus,
+        wires: Wires,
+        lives: Lives,
+        stack: AsyncExitStack,
     ) -> None:
         self.stub = stub
         self.store = store
         self.bus = bus
         self.lives = lives
+        self._wires = wires
         self._stack = stack
 
     async def kill(self) -> None:
-        """End it as a power cut does: its tasks stop where they are, its liveness key lapses by itself."""
+        """End it as a power cut does: nothing more leaves it, and its liveness key lapses by itself."""
+        self._wires.cut = True
+        await cut_off(self.bus)
         await self._stack.aclose()
 
     async def create(self, **facts: Any) -> pb.Stream:
@@ -162,6 +187,21 @@ class Replica:
         return await until(look)
 
 
+async def collected(replica: Replica, count: int) -> list[events_pb2.SessionEvent]:
+    """The first `count` session events."""
+    found: list[events_pb2.SessionEvent] = []
+
+    async def take(messages: Sequence[Msg]) -> None:
+        found.extend(events_pb2.SessionEvent.FromString(message.data) for message in messages)
+
+    async def enough() -> bool:
+        return len(found) >= count
+
+    async with background(events=replica.bus.consume(EVENTS, "test", take, batch=100)):
+        await until(enough)
+    return found
+
+
 class Neighbourhood:
     """The services around the session-managers, with nothing in them but what a test puts there."""
 
@@ -204,7 +244,8 @@ class Neighbourhood:
         )
         async with AsyncExitStack() as stack:
             bus = await stack.enter_async_context(connect(self.nats_url, name))
-            channels = await stack.enter_async_context(Channels())
+            wires = Wires()
+            channels = await stack.enter_async_context(wires)
             await bus.ensure_stream(EVENTS, 1)
             store = Store(await bus.bucket(STREAMS, 1), await bus.bucket(SESSIONS, 1))
             replicas = await bus.bucket(REPLICAS, 1)
@@ -228,7 +269,7 @@ class Neighbourhood:
             port = await stack.enter_async_context(server)
             open_channel = await stack.enter_async_context(channel(f"127.0.0.1:{port}"))
             await store.sessions_view.ready.wait()
-            yield Replica(SessionsStub(open_channel), store, bus, lives, stack)
+            yield Replica(SessionsStub(open_channel), store, bus, wires, lives, stack)
 
 
 @asynccontextmanager

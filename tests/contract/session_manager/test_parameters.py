@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,24 +21,10 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.inference.params import Fold, Patch
-from services.session_manager import life
 from services.session_manager.machine import SessionId
 from tests.support.fakes import FakeRunner
-from tests.support.nats import nats_server
-from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, neighbourhood, until
+from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, until
 from tests.support.spans import recording
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(life, "RETRY_S", 0.05)
-    monkeypatch.setattr(life, "FOREIGN_END_S", 0.3)
-
-
-@pytest.fixture
-async def around(tmp_path: Path) -> AsyncIterator[Neighbourhood]:
-    async with nats_server(tmp_path) as nats, neighbourhood(nats.url) as found:
-        yield found
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -14,28 +13,14 @@ from protos.ingest.v1 import bridge_pb2
 from protos.ingest.v1.bridge_pb2_grpc import add_BridgeServicer_to_server
 from protos.sessions.v1 import sessions_pb2 as pb
 from services.common.errors import ConflictError, NotFoundError, UnavailableError
-from services.session_manager import life, mover
+from services.common.session_time import furthest
 from tests.support.fakes import FakeBridge, serving
-from tests.support.nats import nats_server
-from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, neighbourhood, until
+from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, until
 
 SILENT, SENDING = bridge_pb2.PUBLISHER_SILENT, bridge_pb2.PUBLISHER_SENDING
 REACHED = bridge_pb2.Position(
     in_pts=90_000, out_pts=81_000, session_ms=1_000, delivered_ms=900, paused_ms=100
 )
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(life, "RETRY_S", 0.05)
-    monkeypatch.setattr(life, "FOREIGN_END_S", 0.3)
-    monkeypatch.setattr(mover, "RETRY_S", 0.1)
-
-
-@pytest.fixture
-async def around(tmp_path: Path) -> AsyncIterator[Neighbourhood]:
-    async with nats_server(tmp_path) as nats, neighbourhood(nats.url) as found:
-        yield found
 
 
 @pytest.fixture
@@ -113,6 +98,16 @@ async def test_a_session_whose_bridge_died_goes_on_from_what_its_runner_knows(
     assert (answer.resume.in_pts, answer.resume.out_pts) == (9000, 8000), "as the runner said last"
     elsewhere.sessions[SESSION].see(output_age_ms=0)
     await one.reaches(pb.PHASE_LIVE)
+
+
+async def test_a_session_of_which_nobody_is_left_goes_on_ahead_of_all_that_viewers_can_have_seen(
+    around: Neighbourhood, one: Replica, live: pb.Session, elsewhere: FakeBridge
+) -> None:
+    await around.bridge.die()
+    await around.runner.die()
+    await one.rejoin(elsewhere.address)
+    resume = elsewhere.sessions[SESSION].opened[0].resume
+    assert resume.in_pts == resume.out_pts == furthest(resume.session_ms)
 
 
 async def test_an_old_ingest_process_that_was_started_again_does_not_know_how_far_the_session_was(
@@ -261,3 +256,75 @@ async def test_a_router_that_is_away_is_not_asked_for_a_return(
     around.router.fail("Grant", UnavailableError("away"), times=100)
     assert (await one.rejoin(elsewhere.address)).session.runner == "r0"
     assert (await one.stream(STREAM)).session == SESSION
+
+
+async def test_credit_does_not_open_the_new_bridge_before_it_is_told_where_time_goes_on(
+    around: Neighbourhood, elsewhere: FakeBridge
+) -> None:
+    """It was being reserved when the publisher came back, and is told to whatever bridge there is then."""
+    async with around.replica("one", publisher_grace_s=20) as one:
+        await one.create()
+        around.publish()
+        await one.start(around.bridge.address)
+        rejoining: list[asyncio.Task[pb.RejoinResponse]] = []
+        goes_on = asyncio.Event()
+
+        async def comes_back() -> None:
+            around.bridge.before("Close", goes_on.wait)  # the record names the new bridge by then
+            rejoining.append(asyncio.ensure_future(one.rejoin(elsewhere.address)))
+
+            async def recorded() -> bool:
+                return (await one.session()).bridge == elsewhere.address
+
+            await until(recorded)
+
+        around.billing.before("ReserveSlice", comes_back)
+        around.bridge.sessions[SESSION].see(
+            publisher=SILENT, frames_in=10, output_age_ms=0, session_ms=1500, position=REACHED
+        )
+
+        async def came_back() -> bool:
+            return bool(rejoining)
+
+        await until(came_back)
+        await asyncio.sleep(0.3)
+        goes_on.set()
+        await rejoining[0]
+        first = elsewhere.sessions[SESSION].opened[0]
+        assert first.resume == REACHED
+
+
+async def test_credit_opens_no_bridge_that_was_started_again_since_it_last_reported(
+    around: Neighbourhood,
+) -> None:
+    async with around.replica("one", publisher_grace_s=20, bridge_lost_after_s=20) as one:
+        await one.create()
+        around.publish()
+        await one.start(around.bridge.address)
+        around.bridge.sessions[SESSION].see(frames_in=10, output_age_ms=0, position=REACHED)
+        await one.reaches(pb.PHASE_LIVE)
+        around.bridge.fail("Report", UnavailableError("just started", reason="AWAY"), times=10_000)
+        around.bridge.forget(SESSION)
+        came_back = around.publish()  # the publisher was quicker than we
+        await asyncio.sleep(2.0)  # half of the credit is used up after 1
+        assert came_back.opened == []
+
+
+async def test_a_publisher_that_comes_back_does_not_wait_for_a_runner_that_stands_still(
+    around: Neighbourhood, elsewhere: FakeBridge
+) -> None:
+    """What hosted its ingest process may have hosted its runner too."""
+    async with around.replica("one", publisher_grace_s=20, call_timeout_s=6) as one:
+        await one.create()
+        around.publish()
+        await one.start(around.bridge.address)
+        around.bridge.sessions[SESSION].see(publisher=SILENT, frames_in=10, output_age_ms=0, position=REACHED)
+        around.runner.before("Rebind", asyncio.Event().wait)
+        around.runner.hang("Watch")
+        answer = await one.rejoin(elsewhere.address)
+        assert answer.resume == REACHED
+
+        async def elsewhere_too() -> bool:
+            return (await one.session()).runner == "r1"
+
+        await until(elsewhere_too)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
 from protos.billing.v1 import billing_pb2
-from protos.events.v1 import events_pb2
 from protos.inference.v1 import runner_pb2
 from protos.ingest.v1 import bridge_pb2
 from protos.router.v1 import router_pb2
@@ -29,43 +27,19 @@ from services.common.errors import (
 )
 from services.common.grpc_client import stream
 from services.common.lifecycle import background
-from services.common.topology import EVENTS
-from services.session_manager import life
 from services.session_manager.machine import Session, SessionId
 from tests.support.fakes import FakeRunner
-from tests.support.nats import nats_server
-from tests.support.session_manager import SESSION, STREAM, Neighbourhood, Replica, neighbourhood, until
+from tests.support.session_manager import (
+    SESSION,
+    STREAM,
+    Neighbourhood,
+    Replica,
+    collected,
+    until,
+)
 
 OTHER = "ses_bbbbbbbbbb"
 FAILED = runner_pb2.SlotReport.STATE_FAILED
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(life, "RETRY_S", 0.05)
-    monkeypatch.setattr(life, "FOREIGN_END_S", 0.3)
-
-
-@pytest.fixture
-async def around(tmp_path: Path) -> AsyncIterator[Neighbourhood]:
-    async with nats_server(tmp_path) as nats, neighbourhood(nats.url) as found:
-        yield found
-
-
-@pytest.fixture
-async def one(around: Neighbourhood) -> AsyncIterator[Replica]:
-    async with around.replica("one") as replica:
-        yield replica
-
-
-@pytest.fixture
-async def live(around: Neighbourhood, one: Replica) -> pb.Session:
-    """A session whose pictures come back."""
-    await one.create()
-    around.publish()
-    await one.start(around.bridge.address)
-    around.bridge.sessions[SESSION].see(frames_in=10, output_age_ms=0)
-    return await one.reaches(pb.PHASE_LIVE)
 
 
 def bugs() -> float:
@@ -84,21 +58,6 @@ def no_bug_is_reported() -> object:
     before = bugs()
     yield
     assert bugs() == before, "something failed that no error class names"
-
-
-async def collected(replica: Replica, count: int) -> list[events_pb2.SessionEvent]:
-    """The first `count` session events."""
-    found: list[events_pb2.SessionEvent] = []
-
-    async def take(messages: list[object]) -> None:
-        found.extend(events_pb2.SessionEvent.FromString(message.data) for message in messages)  # type: ignore[attr-defined]
-
-    async def enough() -> bool:
-        return len(found) >= count
-
-    async with background(events=replica.bus.consume(EVENTS, "test", take, batch=100)):  # type: ignore[arg-type]
-        await until(enough)
-    return found
 
 
 # --- start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from services.session_manager.failover import (
     Evidence,
     Step,
     judge,
+    quicker_us,
     wished,
 )
 
@@ -154,3 +156,27 @@ def test_evidence_is_uneasy_while_time_alone_may_change_the_verdict() -> None:
     assert not seen().uneasy
     assert seen(stalled_ms=1).uneasy
     assert seen(gone_since_s=NOW_S).uneasy
+
+
+@pytest.mark.parametrize(
+    ("infer_ms", "most_us"),
+    [
+        (100.0, 70_000),
+        (50.0, 35_000),
+        (33.3, 23_000),  # two digits, the lower ones: never more than 0.7 of it
+        (1.25, 870),
+        (0.001, 1),
+        (0.0, 1),  # not measured: nobody is known to be quicker
+        (-1.0, 1),
+        (math.nan, 1),
+        (math.inf, 100_000_000),
+    ],
+)
+def test_clearly_quicker_is_at_most_seven_tenths_of_the_time(infer_ms: float, most_us: int) -> None:
+    assert quicker_us(infer_ms) == most_us
+
+
+def test_for_slowness_only_a_warm_runner_is_better_whoever_wishes_it() -> None:
+    assert wished("slow").warm
+    assert judge(seen(slow_since_s=0.0), NOW_S).warm
+    assert not wished("drain").warm

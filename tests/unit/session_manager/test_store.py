@@ -29,6 +29,7 @@ from services.session_manager.store import (
     session_to_proto,
     stream_from_proto,
     stream_to_proto,
+    written,
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -158,3 +159,13 @@ def test_the_wires_phases_are_the_machines() -> None:
 def test_a_patch_is_json_with_its_revision_and_its_picture() -> None:
     message = patch_to_proto(Scheduled(3, {"b": None, "a": 1}, 90_000))
     assert (message.revision, message.patch, message.apply_at_pts) == (3, '{"a":1,"b":null}', 90_000)
+
+
+def test_what_a_newer_version_wrote_beside_stays_when_an_older_one_changes_the_record() -> None:
+    """In a rollout both have the same records in their hands."""
+    newer = b"\xf8\x3f\x07"  # field 1023, a number
+    was = pb.Session(id="ses_aaaaaaaa", phase=pb.PHASE_LIVE, move_wanted="drain").SerializeToString() + newer
+    raw = written(pb.Session(id="ses_aaaaaaaa", phase=pb.PHASE_ENDED), was)
+    assert pb.Session.FromString(raw).phase == pb.PHASE_ENDED
+    assert pb.Session.FromString(raw).move_wanted == "", "what is known is as it was written"
+    assert raw.endswith(newer)
