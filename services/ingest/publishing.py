@@ -41,6 +41,7 @@ REJOINS: Final = Counter(
     "Sessions that publishers wanted to go on with at this process, by result.",
     ["result"],
 )
+REPLACED: Final = "replaced"  # how a publisher ends in whose place another one came
 PUBLISHERS: Final = Counter("sluice_publishers_total", "Publishers by how they went.", ["outcome"])
 ALPHABET: Final = string.ascii_lowercase + string.digits
 
@@ -88,7 +89,7 @@ class Publishing:
             raise DeniedError("this is a playback id; publish with the stream key", reason="PLAYBACK_ID")
         stream = await self._plane.stream(stream_id)
         live = self._hub.of_stream(stream_id)
-        if live is not None and live.connected:
+        if live is not None and live.busy:
             raise ConflictError("the stream has a publisher already", reason="STREAM_BUSY", stream=stream_id)
         return stream
 
@@ -120,17 +121,22 @@ class Publishing:
         taking = asyncio.ensure_future(self._take(stream))
         holding = asyncio.ensure_future(source.hold(first))
         try:
-            await asyncio.wait({taking, holding}, return_when=asyncio.FIRST_COMPLETED)
-            if not taking.done():
-                holding.result()
-                await asyncio.wait({taking})
-            return taking.result()
-        finally:
-            taking.cancel()
-            holding.cancel()
-            await asyncio.wait({taking, holding})
-            if not holding.cancelled():
-                holding.exception()  # the source says it again to who iterates it
+            try:
+                await asyncio.wait({taking, holding}, return_when=asyncio.FIRST_COMPLETED)
+                if not taking.done():
+                    holding.result()
+                    await asyncio.wait({taking})
+            finally:
+                taking.cancel()
+                holding.cancel()
+                await asyncio.wait({taking, holding})
+                if not holding.cancelled():
+                    holding.exception()  # the source says it again to who iterates it
+        except BaseException:
+            if taking.done() and not taking.cancelled() and taking.exception() is None:
+                taking.result().leave()  # it was there a moment too late
+            raise
+        return taking.result()
 
     async def join(self, key: str) -> BridgeSession:
         """Make or rejoin the session of `key` before there is media. Give it to `feed`, or let it `leave`.
@@ -221,13 +227,20 @@ class Publishing:
     async def _feed(
         self, session: BridgeSession, source: Source, pushing: Coroutine[object, object, None]
     ) -> Published:
-        """Push until the input ends, the session closes, or the publisher vanishes: then its grace begins."""
+        """Push until the input ends, the session closes, or the publisher vanishes: then its grace begins.
+
+        Who came back by another connection takes the place of one that hangs, which leaves nothing then.
+        """
         identity = session.identity
+        displaced = session.displaced
         session.keyframe_wanted = source.ask_keyframe
         feeding = asyncio.ensure_future(pushing)
         try:
-            waiting: set[asyncio.Future[None] | asyncio.Future[Closed]] = {feeding, session.closed}
+            waiting: set[asyncio.Future[None] | asyncio.Future[Closed]] = {feeding, session.closed, displaced}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if displaced.done():
+                PUBLISHERS.labels(REPLACED).inc()
+                return Published(identity.session, Closed(REPLACED, "the publisher connected again"))
             if not feeding.done():
                 PUBLISHERS.labels("ended").inc()
                 return Published(identity.session, session.closed.result())
@@ -242,10 +255,12 @@ class Publishing:
             session.blame(error.message)
             raise
         except BaseException:
-            session.leave()
+            if not displaced.done():
+                session.leave()
             raise
         finally:
-            session.keyframe_wanted = None
+            if not displaced.done():
+                session.keyframe_wanted = None
             feeding.cancel()
             await asyncio.wait({feeding})
         PUBLISHERS.labels("finished").inc()
@@ -256,7 +271,7 @@ class Publishing:
         try:
             return await source.first_picture()
         except InvalidError:
-            if not session.frames_in:
+            if not session.outputs.in_pts:
                 raise
             raise PublisherVanishedError from None  # the session lived before: it is not this one's to end
 
@@ -283,7 +298,7 @@ def end_error(ended: Closed) -> SluiceError:
         return PaymentRequiredError(ended.message or "the credit is used up", reason="CREDIT_EXHAUSTED")
     if ended.reason == "input_unusable":
         return InvalidError(ended.message, reason="INPUT_UNUSABLE", field="body")
-    if ended.reason in ORDERLY or ended.reason == "moved":
+    if ended.reason in ORDERLY or ended.reason == REPLACED:
         return ConflictError(
             ended.message or f"the session ended: {ended.reason}", reason=ended.reason.upper()
         )

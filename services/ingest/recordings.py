@@ -134,7 +134,7 @@ class Recording:
         self._session = session
         self._directory = settings.recording_dir or None
         self._most_bytes = settings.recording_max_mb * 1_000_000
-        self._tap = session.tap()
+        self._tap = session.tap(stills=False)  # a film has one kind of pictures
         session.ask_keyframe()
         self._in_turn, self._filming = asyncio.Lock(), asyncio.Lock()
         self._reel = Reel()

@@ -81,7 +81,7 @@ class IngestSettings(ServiceSettings):
     orphan_after_s: float = Field(
         90.0,
         gt=0,
-        description="A session without publisher closes by itself then, if nobody ended it.",
+        description="A session without publisher or credit closes by itself then, if nobody ended it.",
     )
     window_s: float = Field(5.0, gt=0, le=60, description="Length of a usage window: what a crash can lose.")
     viewer_wait_s: float = Field(

@@ -303,6 +303,7 @@ async def test_a_stream_that_stands_still_answers_503_instead_of_waiting_for_eve
     async with playing(nats, tmp_path) as (ingest, player):
         session = await ingest.session()
         await until(lambda: ingest.hub.session(session).frames_out == 60 or None)
+        ingest.hub.session(session).pause(paused=True)  # or a still would stand in for what does not come
         await asyncio.sleep(1.6)  # the last part is shown as it is
         number, part = (await player.playlist()).newest
         asked_s = asyncio.get_running_loop().time()

@@ -19,6 +19,7 @@ from services.ingest.bridge.events import Status, parse
 from services.ingest.bridge.identity import Identity
 from services.ingest.bridge.outbox import Outbox
 from services.ingest.bridge.session import BridgeSession
+from services.ingest.placeholder import AWAY, stills
 from services.ingest.settings import IngestSettings
 from tests.support.media import FRAME, moved, pictures, units_of
 
@@ -95,6 +96,11 @@ class Runner:
         return [json.loads(b"".join(segments[index].pieces)) for index in sorted(segments)]
 
 
+async def _stills(width: int, height: int) -> tuple[bytes, bytes]:
+    """At once: virtual time does not wait for a thread."""
+    return stills(width, height, AWAY)
+
+
 class Stage:
     """A session with the ends of its channels: the publisher's, the runner's, a viewer's."""
 
@@ -111,6 +117,7 @@ class Stage:
             outbox=cast("Outbox", disk),
             settings=self.settings,
             now_s=self.now,
+            stills=_stills,
         )
         self.runner: Runner | None = None  # of the epoch that was opened first
         self.muxer = Muxer()  # that runner's

@@ -15,21 +15,25 @@ from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec
 
 MARGIN: Final = CLOCK_HZ // 10  # ahead of the newest input: the new runner hears of it in time
 RETRY_S: Final = 3.0  # after a hold that was in vain: viewers have paid for it with a short freeze
-PATIENCE_S: Final = 1.0  # the least; a runner that is slow anyway has more
+PATIENCE_S: Final = 1.0  # with a live output, the least; a runner that is slow anyway has more
+LONGEST_GAP: Final = 12 * CLOCK_HZ  # between two key frames: what the ring of the input keeps
 AT_ONCE: Final = 0  # a key frame at whichever picture comes next
 SOUNDS: Final = 512  # of the new runner before its first picture is shown: ten seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much of each runner's output may be held."""
+    """How much of each runner's output may be held, and for how long at least."""
 
     pictures: int
     octets: int
+    patience_s: float = PATIENCE_S
 
 
 LIVE: Final = Room(256, 8 * 2**20)
-COMPLETE: Final = Room(4096, 64 * 2**20)  # no picture of a file may be lost, and a runner has no pace
+# No picture of a file may be lost, a runner has no pace, and nobody watches a clock: whoever begins a second
+# later is many seconds of the file behind for ever. Further behind than what `in` keeps is nobody.
+COMPLETE: Final = Room(4096, 64 * 2**20, patience_s=60.0)
 
 
 class Shown(NamedTuple):
@@ -53,7 +57,7 @@ class Handover:
         self.seam: int | None = None  # the first picture of the candidate that viewers get
         self.ask: int | None = None
         self.held = 0  # pictures of the old output that had to wait for the seam
-        self.patience_s = PATIENCE_S
+        self.patience_s = room.patience_s
         self._room = room
         self._flows = flows
         self._delivered = delivered
@@ -62,9 +66,16 @@ class Handover:
         self._old = _Held()
         self._new = _Held()  # begins with a key frame
         self._newest = 0  # of the candidate's pictures
+        self._keys: deque[int] = deque(maxlen=2)  # its newest key frames
+        self._in_vain = False  # it did not do as it was asked
         self._sounds: deque[AccessUnit] = deque(maxlen=SOUNDS)  # the candidate's
         self._since_s = 0.0  # when what is waited for began to be waited for
         self._retry_at_s = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether pictures of the old output wait for the seam: it is not to blame that none is shown."""
+        return bool(self._old.units)
 
     def promote(self, now_s: float, in_pts: int) -> list[Shown]:
         """Wish for the candidate; `in_pts` is the newest picture of the input."""
@@ -95,6 +106,8 @@ class Handover:
             return []
         self._newest = max(self._newest, unit.pts)
         self.shows |= unit.keyframe
+        if unit.keyframe:
+            self._keep_key(unit.pts)
         begun = self._new.units
         if unit.keyframe and (not begun or begun[0].pts <= self._delivered):
             self._new.clear()
@@ -127,6 +140,10 @@ class Handover:
             return self._let_go(now_s)
         return self._seek(now_s, in_pts)
 
+    def pass_over(self, pts: int) -> None:
+        """Viewers got something else, at `pts`: what is before it comes too late."""
+        self._delivered = max(self._delivered, pts)
+
     def idle(self) -> list[Shown]:
         """No input comes, and so no picture of either: the candidate has the output from here on."""
         return [*self._release(), *self._switch()] if self.wished and not self.done else []
@@ -152,8 +169,25 @@ class Handover:
         if not self._flows:
             self.ask = AT_ONCE if self.shows else None
         elif self._may_hold(now_s):
-            self._hold_from = self.ask = in_pts + MARGIN
+            self._hold_from = self.ask = self._meeting(in_pts + MARGIN)
         return []
+
+    def _keep_key(self, pts: int) -> None:
+        if self._keys and not 0 < pts - self._keys[-1] <= LONGEST_GAP:
+            self._keys.clear()  # its source paused
+        self._keys.append(pts)
+
+    def _meeting(self, soonest: int) -> int:
+        """From when on the old output is to wait: the key frame that is asked for.
+
+        A candidate that does not do as it is asked is met where it makes one by itself: as far from its last
+        as that was from the one before, or a little sooner.
+        """
+        if not self._in_vain:
+            return soonest
+        before, last = self._keys
+        gap = last - before
+        return last + gap * -((last - soonest - MARGIN) // gap) - MARGIN
 
     def _may_hold(self, now_s: float) -> bool:
         """Whether a key frame that is asked for now will be here soon: the candidate is, and keeps up."""
@@ -162,11 +196,13 @@ class Handover:
             self._hold_from is None
             and self.shows
             and now_s >= self._retry_at_s
+            and (not self._in_vain or len(self._keys) == self._keys.maxlen)
             and behind < self.patience_s * CLOCK_HZ
         )
 
     def _let_go(self, now_s: float) -> list[Shown]:
         """The key frame that was asked for did not come in time."""
+        self._in_vain = True
         self._retry_at_s = now_s + RETRY_S
         return self._release()
 

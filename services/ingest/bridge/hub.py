@@ -8,7 +8,7 @@ from typing import Final
 
 from prometheus_client import Gauge
 
-from services.common.errors import ExhaustedError, NotFoundError, RateLimitedError
+from services.common.errors import ConflictError, ExhaustedError, NotFoundError, RateLimitedError
 from services.common.latest import Latest
 from services.common.lifecycle import Bulkhead
 from services.common.telemetry import report_bug
@@ -55,7 +55,14 @@ class Hub:
         return len(self._sessions)
 
     def create(self, identity: Identity) -> BridgeSession:
-        """Begin a session. Raises ExhaustedError (pod full), RateLimitedError (tenant has enough)."""
+        """Begin a session. Raises ExhaustedError (pod full), RateLimitedError (tenant has enough).
+
+        Raises ConflictError when somebody else was quicker to begin one for the stream.
+        """
+        if identity.stream in self._by_stream:
+            raise ConflictError(
+                "the stream has a publisher already", reason="STREAM_BUSY", stream=identity.stream
+            )
         if len(self._sessions) >= self._settings.max_sessions:
             raise ExhaustedError(
                 "this ingest process is full",
@@ -71,7 +78,6 @@ class Hub:
                 retry_after_s=5,
                 limit=self._settings.max_streams_per_tenant,
             )
-        assert identity.stream not in self._by_stream, identity
         session = BridgeSession(
             identity, registry=self._registry, outbox=self._outbox, settings=self._settings
         )

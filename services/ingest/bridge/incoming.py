@@ -61,7 +61,13 @@ class Incoming:
     def resume(self, position: bridge_pb2.Position) -> None:
         """Go on after what the session's bridge before this one had of its publisher."""
         by_wall = ORIGIN_TICKS + position.session_ms * MS
-        self._timeline.resume(position.in_pts, by_wall, self._wall_s())
+        latest = max(position.in_pts, position.out_pts)  # a still is above what the publisher sent
+        self._timeline.resume(latest, by_wall, self._wall_s())
+
+    def insert(self, after: int) -> int:
+        """The time of a picture for the viewers that is none of the publisher's, above `after`."""
+        assert self._live
+        return self._timeline.insert(after, self._now_s())
 
     def send_sound_through(self) -> None:
         """The pipeline processes sound: it goes to the runner."""

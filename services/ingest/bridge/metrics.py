@@ -41,6 +41,10 @@ HANDOVER_FRAMES: Final = Counter(
     ["outcome"],
 )
 STALLS: Final = Counter("sluice_stalls_total", "Times that nothing came back although input flowed.")
+PLACEHOLDERS: Final = Counter(
+    "sluice_placeholder_frames_total",
+    "Stills that viewers were shown while their stream's publisher was away. They are no delivery.",
+)
 BAD_EVENTS: Final = Counter("sluice_runner_bad_events_total", "Events of runners that cannot be read.")
 
 

@@ -85,6 +85,7 @@ class Outputs:
         self._mark = 0
         self._in_at_s: float | None = None
         self._out_dts = 0
+        self._back_pts = 0  # of the newest picture that came back, whether viewers got it or not
         self._keyframe_due = True  # viewers cannot begin with anything else
         self._dropped_before = 0  # by runners that had the session before
         self._bitrate: int | None = None
@@ -178,6 +179,22 @@ class Outputs:
             if leg is not None:
                 leg.close()
 
+    def quiet(self, now_s: float) -> bool:
+        """Whether no picture goes in or comes back, and none is to be expected."""
+        newest_s = max(self._in_at_s or 0.0, self.out_at_s or 0.0)
+        seam_is_due = self._handover is not None and self._handover.seam is not None
+        return not (seam_is_due or self._stall.flows(now_s)) and now_s - newest_s > self._patience_s
+
+    def pass_over(self, pts: int) -> None:
+        """Viewers get a key frame at `pts` that is no runner's: only another one can follow it."""
+        assert pts > self.out_pts, (pts, self.out_pts)
+        self.out_pts = self._out_dts = pts
+        if self._handover is not None:
+            self._handover.pass_over(pts)
+        if not self._keyframe_due:
+            self._keyframe_due = True
+            self.ask_keyframe()
+
     def resume(self, position: bridge_pb2.Position, now_s: float) -> None:
         """Go on from where another bridge stopped, with the runner that the session has."""
         self.in_pts, self.out_pts, self.out_at_s = position.in_pts, position.out_pts, now_s
@@ -227,12 +244,15 @@ class Outputs:
 
     def _take_current(self, unit: AccessUnit) -> None:
         picture = unit.codec is Codec.H264
+        if picture and unit.pts > self._back_pts:
+            self._back_pts = unit.pts
+            self._came(unit.pts)
         if picture and (unit.pts <= self.out_pts or (self._keyframe_due and not unit.keyframe)):
             self.late += 1
             FRAME_DROPS.labels("late").inc()
+            if unit.pts > self.out_pts:
+                self.ask_keyframe()
             return
-        if picture:
-            self._came(unit.pts)
         if self._handover is None:
             self._show(unit)
             return
@@ -340,8 +360,9 @@ class Outputs:
         self._due.clear()
 
     def hold_input(self) -> None:
-        """The publisher waits for the output, so that input counts as flowing."""
-        self._stall.went(self._now_s())
+        """The publisher waits for the output, so that input counts as flowing; not while we hold that."""
+        if self._handover is None or not self._handover.holds:
+            self._stall.went(self._now_s())
 
     def _look(self) -> None:
         """See whether it stalls, broke or ended, and what that means for a handover."""
@@ -362,15 +383,20 @@ class Outputs:
         under = self._handover
         if under is None:
             return
-        slowest_s = 2 * (self._stall.usual_s + self.under_way.transit_s)
-        under.patience_s = min(max(handover.PATIENCE_S, slowest_s), PATIENCE_MAX_S)
+        under.patience_s = self._patience_s
         before = self._before(now_s)
-        if before == "idle" and under.wished:
+        if before == "idle" and under.wished and not under.holds:
             self._follow(under.idle())
         elif before not in {"idle", "flowing"}:
             self._follow(under.old_flows(flows=False, now_s=now_s, in_pts=self.in_pts))
         if self._handover is under:
             self._follow(under.tick(now_s, self.in_pts))
+
+    @property
+    def _patience_s(self) -> float:
+        """How long a picture of the output may take."""
+        slowest_s = 2 * (self._stall.usual_s + self.under_way.transit_s)
+        return max(self._room.patience_s, min(slowest_s, PATIENCE_MAX_S))
 
     def _flows(self) -> bool:
         return self._before(self._now_s()) in {"flowing", "idle"}

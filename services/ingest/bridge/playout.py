@@ -6,10 +6,13 @@ The rule it keeps: sound that the tables in force do not announce is not written
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from prometheus_client import Counter
 
+from services.common.errors import InvalidError
+from services.common.media import h264
 from services.common.media.mpegts import AccessUnit, Codec, Muxer
 from services.common.trickle.channel import Channel
 from services.ingest.bridge.cutter import SegmentCutter
@@ -31,6 +34,7 @@ class Playout:
         self._taps = taps
         self._cutter = SegmentCutter(channel, Muxer())
         self._hold = Hold(live=live)
+        self._sets_before: bytes | None = None  # the stream's parameter sets, while a still is shown
         self._counted_early = self._counted_dropped = 0
 
     def hear(self, unit: AccessUnit, now_s: float) -> None:
@@ -41,10 +45,32 @@ class Playout:
         """Write a picture, with the sound before it, and begin with the sound after it."""
         if self.audio is not self._cutter.muxer.audio:
             self._cutter.muxer.change_audio(self.audio)
+        if self._sets_before is not None:
+            # A runner may have sent them once and for all; the still had others.
+            data = h264.ensure_parameter_sets(picture.data, self._sets_before)
+            picture, self._sets_before = replace(picture, data=data), None
         self._write(self._hold.deliver(picture.pts, now_s))
         self._cutter.write(picture)
         self._taps.write(picture)
         self.go_on(now_s, next_pts)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of the pictures; None where they did not say."""
+        try:
+            return h264.picture_size(self._cutter.muxer.parameter_sets)
+        except InvalidError:
+            return None
+
+    def show_still(self, still: AccessUnit) -> None:
+        """Write a key frame that is none of the stream's; the next picture is to be one as well.
+
+        Sound has no part in it: it goes on by itself, if there is any.
+        """
+        if self._sets_before is None:
+            self._sets_before = self._cutter.muxer.parameter_sets
+        self._cutter.write(still)
+        self._taps.write_still(still)
 
     def go_on(self, now_s: float, next_pts: int | None) -> None:
         """Write the sound that is due; `next_pts` is of the earliest picture that may come next, if any."""

@@ -18,24 +18,37 @@ class Publisher(enum.Enum):
 class Presence:
     """Of one session's publishers, one after the other. Its attributes are for the session to set."""
 
-    def __init__(self, opened_s: float, *, silent_after_s: float, grace_s: float) -> None:
+    def __init__(
+        self, opened_s: float, *, silent_after_s: float, grace_s: float, first_picture_s: float
+    ) -> None:
         self.connected = True
         self.paused = False  # by the client
         self.holding = False  # the publisher waits for us, not we for it
         self.finished = False
         self.in_at_s: float | None = None  # when the last picture came
         self._left_at_s: float | None = None
+        self._came_s = opened_s
         self._opened_s = opened_s
         self._silent_after_s = silent_after_s
         self._grace_s = grace_s
+        self._first_picture_s = first_picture_s
 
-    def came_back(self) -> None:
+    def came_back(self, now_s: float) -> None:
         self.connected = True
+        self._came_s = now_s
         self._left_at_s = None
 
     def resume(self, now_s: float) -> None:
         """It sent pictures to another bridge before, and has its grace as if one had just come."""
-        self.in_at_s = now_s
+        self.in_at_s = self._came_s = now_s
+
+    def hangs(self, now_s: float) -> bool:
+        """Whether it is connected and sends nothing: of a network that broke nobody tells a server."""
+        if not self.connected or self.holding or self.in_at_s is None:
+            return False
+        if self.in_at_s <= self._came_s:
+            return now_s - self._came_s > self._first_picture_s
+        return now_s - self.in_at_s > self._silent_after_s
 
     def left(self, now_s: float, *, finished: bool) -> None:
         """Its connection is gone. `finished`: it said before that it is done."""

@@ -35,9 +35,11 @@ from services.ingest.bridge.reports import report_of
 from services.ingest.bridge.requests import Bitrate
 from services.ingest.bridge.sound import AUDIO, fits, sound_among
 from services.ingest.bridge.stages import Stages
+from services.ingest.bridge.stand_in import MakeStills, StandIn
 from services.ingest.bridge.taps import Tap, Taps
 from services.ingest.bridge.under_way import Departure
 from services.ingest.bridge.usage import Usage
+from services.ingest.placeholder import away
 from services.ingest.settings import IngestSettings
 
 TICK_S: Final = 0.1
@@ -56,7 +58,9 @@ class BridgeSession:
         outbox: Outbox,
         settings: IngestSettings,
         now_s: Callable[[], float] = time.monotonic,
+        stills: MakeStills = away,
     ) -> None:
+        """`stills` makes what viewers see while the publisher is away."""
         self.identity = identity
         self._settings = settings
         self._now_s = now_s
@@ -65,8 +69,12 @@ class BridgeSession:
         self.closed: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
         # in
         self.presence = Presence(
-            self._opened_s, silent_after_s=settings.silent_after_s, grace_s=settings.publisher_grace_s
+            self._opened_s,
+            silent_after_s=settings.silent_after_s,
+            grace_s=settings.publisher_grace_s,
+            first_picture_s=settings.first_picture_s,
         )
+        self.displaced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.keyframe_wanted: Callable[[], None] | None = None  # asks the publisher, while there is one
         self._fault = ""
         self._channels = SessionChannels(registry, identity.session, complete=identity.complete)
@@ -98,6 +106,7 @@ class BridgeSession:
                 changed=self._note,
             ),
         )
+        self._stand_in = StandIn(self._incoming, self.outputs, self._playout, stills=stills, now_s=now_s)
 
     # --- the publisher's side
 
@@ -110,17 +119,27 @@ class BridgeSession:
         return self.presence.connected
 
     @property
+    def busy(self) -> bool:
+        """Whether its publisher is there, and not one that hangs, whose place another may take."""
+        return self.connected and not self.presence.hangs(self._now_s())
+
+    @property
     def paused(self) -> bool:
         """By the client."""
         return self.presence.paused
 
     def rejoin(self) -> None:
-        """A publisher came back within the grace. Raises ConflictError while the other one is still there."""
-        if self.connected or self.presence.finished or self.closed.done():
+        """A publisher came back within the grace. Raises ConflictError while the other one is still there.
+
+        One that hangs is told by `displaced`, of which there is another then.
+        """
+        if self.busy or self.presence.finished or self.closed.done():
             raise ConflictError(
                 "the stream has a publisher already", reason="STREAM_BUSY", stream=self.identity.stream
             )
-        self.presence.came_back()
+        self.displaced.set_result(None)
+        self.displaced = asyncio.get_running_loop().create_future()
+        self.presence.came_back(self._now_s())
         self._incoming.begin_source()
         self.changed.set(None)
 
@@ -239,6 +258,7 @@ class BridgeSession:
                     group.create_task(self.outputs.run(), name="outputs"),
                     group.create_task(self._look_after_outputs(), name="look after outputs"),
                     group.create_task(self._tick(), name="tick"),
+                    group.create_task(self._stand_in.run(self._is_away), name="stand in"),
                 ]
                 await asyncio.shield(self.closed)
                 self._playout.end()
@@ -318,6 +338,11 @@ class BridgeSession:
         """What the publisher is doing now."""
         return self.presence.publisher(self._now_s())
 
+    def _is_away(self) -> bool:
+        """The publisher, and viewers are to see that; a file has no wall clock to show it by."""
+        silent = self.publisher() in {Publisher.SILENT, Publisher.GONE} and not self.paused
+        return silent and not (self.identity.complete or self.usage.exhausted or self.closed.done())
+
     @property
     def drained(self) -> bool:
         """True when the input finished and what it caused has come back, or will not come any more."""
@@ -356,8 +381,15 @@ class BridgeSession:
                 reported_s = self._now_s()
                 self.changed.set(None)
             before = publisher
-            if self.presence.orphaned_s(self._now_s()) > self._settings.orphan_after_s:
-                self.close("bridge_lost", "nobody ended the session after its publisher had gone")
+            self._close_if_forgotten()
+
+    def _close_if_forgotten(self) -> None:
+        """Its owner may have ended it without reaching us, and its publisher sends into nothing."""
+        forgotten_s = self._settings.orphan_after_s
+        if self.presence.orphaned_s(self._now_s()) > forgotten_s:
+            self.close("bridge_lost", "nobody ended the session after its publisher had gone")
+        elif self.usage.unpaid_ms(self.session_ms) > forgotten_s * 1000:
+            self.close("bridge_lost", "nobody ended the session after its credit had ended")
 
     def _end_segment(self) -> None:
         if not self.epoch:
@@ -409,12 +441,13 @@ class BridgeSession:
         """What the pipeline says, JSON lines."""
         return self._channels["data"].channel
 
-    def tap(self) -> Tap:
+    def tap(self, *, stills: bool = True) -> Tap:
         """Read the output as access units from the next key frame on.
 
-        Who cannot wait for it asks: a request spent on nobody delays the next one.
+        `stills`: also what is shown while the publisher is away. Who cannot wait for a key frame asks: a
+        request spent on nobody delays the next one.
         """
-        return self._taps.open()
+        return self._taps.open(stills=stills)
 
     def ask_keyframe(self) -> None:
         """Ask the runner for a key frame; however many ask, it hears of it once in half a second."""

@@ -20,7 +20,8 @@ CAPACITY_BYTES: Final = 8 * 2**20
 class Tap:
     """One reader. Iterating begins at a key frame and ends with the session."""
 
-    def __init__(self, taps: Taps) -> None:
+    def __init__(self, taps: Taps, *, stills: bool) -> None:
+        self.stills: Final = stills
         self._taps = taps
         self._units: deque[AccessUnit] = deque()
         self._bytes = 0
@@ -81,8 +82,9 @@ class Taps:
         self._open: set[Tap] = set()
         self._ended = False
 
-    def open(self) -> Tap:
-        tap = Tap(self)
+    def open(self, *, stills: bool) -> Tap:
+        """`stills`: also what stands in for the stream's pictures."""
+        tap = Tap(self, stills=stills)
         if self._ended:
             tap.end()
         else:
@@ -95,6 +97,12 @@ class Taps:
     def write(self, unit: AccessUnit) -> None:
         for tap in self._open:
             tap.write(unit)
+
+    def write_still(self, still: AccessUnit) -> None:
+        """A key frame that is none of the stream's; another follows, or one of the stream's."""
+        for tap in self._open:
+            if tap.stills:
+                tap.write(still)
 
     def end(self) -> None:
         self._ended = True

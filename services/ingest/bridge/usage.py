@@ -40,8 +40,7 @@ class Usage:
         self._runner = runner
 
     def settle(self, session_ms: int, frames: tuple[int, int, int]) -> None:
-        """End the window of the one who ran it until now; the next `cut` stores it."""
-        self._cut_ms = session_ms
+        """End the window of the one who ran it until now; the next `cut`, no later for this, stores it."""
         self._unstored.extend(
             self._line(window, "") for window in self.meter.cut(session_ms, frames, final=False)
         )
@@ -57,6 +56,12 @@ class Usage:
             return False
         self.exhausted = session_ms >= self.paid_until_ms + self._overdraft_ms
         return self.exhausted
+
+    def unpaid_ms(self, session_ms: int) -> int:
+        """Since the credit ended; 0 while there is some."""
+        if not self.exhausted or self.paid_until_ms is None:
+            return 0
+        return max(0, session_ms - self.paid_until_ms - self._overdraft_ms)
 
     def since_cut_ms(self, session_ms: int) -> int:
         return session_ms - self._cut_ms

@@ -12,7 +12,6 @@ import enum
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -153,15 +152,20 @@ class Elsewhere:
         return ""
 
     async def _another_owner(self, scope: Scope, owner: Owner) -> str:
-        """Who has the stream when its publisher has come back, which is waited for as for one that comes."""
+        """Who has the stream when its publisher has come back, which is waited for as for one that comes.
+
+        Raises UnavailableError when it did not.
+        """
         settings = self._core.settings
         within_s = settings.hls_wait_s if scope["path"].startswith(HLS) else settings.viewer_wait_s
         found: Owner | None = owner
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(within_s):
                 while found is not None and not await self._answers(found.url):
                     await asyncio.sleep(AGAIN_S)
                     found = await self._owner(scope)
+        except TimeoutError:
+            raise _unreachable() from None
         return found.url if found else ""
 
     async def _answers(self, owner: str) -> bool:

@@ -3,8 +3,8 @@
 `status` (each second while there is a session: as in the stream's status), `applied` and `refused` (what
 became of a revision of the parameters), `loading`, `health` and `problem` (how the runner is; who comes late
 hears the newest), `moved` (it goes on with another runner), `data` (what the pipeline says), `ended` (a
-session, with its reason). It goes on over the stream's sessions, and ends where the stream goes on at another
-ingest process: whoever asks again is passed on to that.
+session, with its reason). It goes on over the stream's sessions, and ends where one goes on, or may go on, at
+another ingest process: whoever asks again is passed on to that.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from services.common.errors import DeadlineExceededError, NotFoundError, SluiceE
 from services.common.latest import DropOldest
 from services.common.lifecycle import background
 from services.common.trickle.protocol import CURRENT
+from services.ingest.bridge.identity import GOES_ON
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.faces.context import CallerOf, Core, CoreOf
 from services.ingest.faces.endless import EndlessResponse
@@ -33,7 +34,6 @@ STATUS_S: Final = 1.0
 LOOK_S: Final = 5.0  # how often a stream that is not live here is looked up
 QUIET_S: Final = 15.0  # a comment then, so that nothing between us and the client thinks the line is dead
 CAPACITY: Final = 256  # events that wait for a slow client; the oldest go first, and it is told how many
-MOVED: Final = "moved"  # why a session closes here that goes on at another ingest process
 CHANGING: Final = frozenset({sessions_pb2.PHASE_ALLOCATING, sessions_pb2.PHASE_MIGRATING})
 
 
@@ -86,7 +86,7 @@ async def _follow(stream_id: str, core: Core, queue: DropOldest[bytes | None]) -
             closed = await asyncio.shield(session.closed)
             for task in tasks:
                 task.cancel()
-        if closed.reason == MOVED:
+        if closed.reason in GOES_ON:
             break
         ended = {"session": session.identity.session, "reason": closed.reason, "message": closed.message}
         queue.put(_event("ended", ended))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
+from prometheus_client import REGISTRY
+
 from services.common.media.mpegts import AccessUnit, Codec
 from tests.support.media import FRAME, pictures, sound
 
@@ -26,3 +28,8 @@ def program(count: int, codec: Codec, *, start: int = 0) -> list[AccessUnit]:
 
 def steps_between(times: Sequence[int]) -> set[int]:
     return {after - before for before, after in pairwise(times)}
+
+
+def stills_shown() -> float:
+    """How many there were in place of pictures of publishers that were away."""
+    return REGISTRY.get_sample_value("sluice_placeholder_frames_total") or 0.0

@@ -15,6 +15,7 @@ from services.common.media import h264
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer
 from services.common.trickle.connection import trickle_session
 from services.common.trickle.subscriber import Subscriber
+from services.ingest.placeholder import stills
 from tests.contract.transports.http import ANSWER_S, Http
 from tests.contract.transports.points import POINTS
 from tests.contract.transports.push_target import Target
@@ -25,6 +26,7 @@ from tests.support.media import SIZE
 from tests.support.rtc import Client
 
 RETRY_S: Final = 0.05
+WAITS: Final = [list(h264.nal_units(still)) for still in stills(*SIZE)]
 
 
 class Viewer(ABC):
@@ -234,7 +236,7 @@ class WhepViewer(Viewer):
 
     def _take(self, unit: AccessUnit) -> None:
         if unit.codec is Codec.H264 and unit.keyframe:
-            self._waits = h264.picture_size(unit.data) != SIZE
+            self._waits = h264.picture_size(unit.data) != SIZE or list(h264.nal_units(unit.data)) in WAITS
         if not self._waits:
             self.units.append(unit)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -243,6 +243,18 @@ async def test_each_runners_time_is_billed_as_its_own_and_none_twice() -> None:
     assert sum(window.quantity for window in disk.windows) == pytest.approx(5000, abs=100)
 
 
+async def test_no_handover_delays_the_storing_of_what_was_delivered() -> None:
+    disk = Disk()
+    async with staged(disk=disk, window_s=5) as stage:
+        show = Show(stage, first(stage))
+        for epoch in (2, 3, 4):
+            await show.run(2)
+            show.pods.append(Pod(stage.candidate(epoch)))
+            stage.session.outputs.promote(epoch)
+        await show.run(2)
+        assert sum(window.quantity for window in disk.windows) > 4900, "a kill now loses a window at most"
+
+
 async def test_without_input_a_session_is_handed_over_at_once() -> None:
     async with staged() as stage:
         show = Show(stage, first(stage))
@@ -424,6 +436,23 @@ async def test_a_candidate_that_heeds_nothing_is_taken_at_a_key_frame_of_its_own
         assert stage.session.report().handover.lost == 0
 
     assert even(shown(await watched(body)))
+
+
+async def test_a_candidate_with_key_frames_of_its_own_is_met_at_one_of_them_after_one_freeze() -> None:
+    async def body(stage: Stage) -> None:
+        show = Show(stage, first(stage))
+        await show.run(1)
+        show.pods.append(Pod(stage.candidate(), takes_s=0.2, heeds=False, every=100))
+        await show.run(0.5)
+        stage.session.outputs.promote(2)
+        await show.run(20)
+        assert stage.session.epoch == 2
+        assert stage.session.report().handover.freeze_ms < 500
+
+    seen = await watched(body)
+    assert even(shown(seen))
+    freezes = [after.at_s - before.at_s for before, after in pairwise(seen) if after.at_s - before.at_s > 0.5]
+    assert len(freezes) == 1, "to find out that it does not do as it is asked"
 
 
 async def test_a_newer_candidate_takes_the_place_of_an_older_one() -> None:
@@ -680,6 +709,41 @@ async def test_nothing_of_a_file_is_lost_or_repeated_by_a_planned_handover() -> 
         stage.session.close("stopped", "")
         await viewing
     assert even(shown(seen))
+
+
+async def test_a_file_is_handed_over_to_a_runner_that_is_as_quick_and_stays_as_far_behind() -> None:
+    seen: list[Seen] = []
+    async with staged(COMPLETE) as stage:
+        viewing = asyncio.ensure_future(view(stage, seen))
+        show = Show(stage, first(stage))
+        show.sends = False  # it is read from a disk
+        reading = asyncio.ensure_future(read(show, times_faster=4))
+        await run_closely(show, 1)
+        show.pods.append(Pod(stage.candidate(), takes_s=2))
+        await run_closely(show, 3)
+        stage.session.outputs.promote(2)
+        await run_closely(show, 4)
+        assert stage.session.epoch == 2
+        assert stage.session.report().handover.lost == 0
+        assert stage.session.report().fps_out == pytest.approx(100, rel=0.3), "and it goes on"
+        reading.cancel()
+        stage.session.close("stopped", "")
+        await viewing
+    assert even(shown(seen))
+
+
+async def read(show: Show, times_faster: int) -> None:
+    """Publish a file as fast as that, or as its output goes."""
+    for number in count():
+        await show.stage.session.room()
+        show._send(moved(KEY if number % 25 == 0 else OTHER, number * FRAME))
+        await asyncio.sleep(FRAME_S / times_faster)
+
+
+async def run_closely(show: Show, seconds: float) -> None:
+    """Run, beside somebody else who publishes."""
+    for _ in range(round(seconds / LEAST_S / 5)):
+        await show.run(5 * LEAST_S)
 
 
 async def test_nothing_of_a_file_is_lost_when_its_runner_dies_and_the_next_is_far_ahead() -> None:

@@ -297,6 +297,17 @@ async def test_a_session_without_a_publisher_that_nobody_ends_closes_by_itself()
         assert stage.session.closed.result().reason == "bridge_lost"
 
 
+async def test_a_session_that_nobody_pays_for_or_ends_lets_its_publisher_go() -> None:
+    async with staged(orphan_after_s=90) as stage:
+        stage.open(paid_until_ms=30_000, overdraft_ms=60_000)
+        for second in range(178):
+            stage.push(pictures(1, start=second * CLOCK_HZ))
+            await asyncio.sleep(1)
+        assert not stage.session.closed.done()
+        await asyncio.sleep(4)
+        assert stage.session.closed.result().reason == "bridge_lost"
+
+
 # --- the end of the input
 
 

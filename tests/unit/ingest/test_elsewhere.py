@@ -174,9 +174,33 @@ async def test_a_viewer_waits_until_its_stream_goes_on_at_a_third_process(
         assert (await waiting).text == "the other one"
 
 
-async def test_a_viewer_is_told_in_the_end_that_nobody_came_back(house: House) -> None:
+async def test_a_viewer_is_told_in_the_end_that_nobody_came_back(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elsewhere, "AGAIN_S", 0.02)
     stream = await stream_at(house, NOBODY)
+    began_s = asyncio.get_running_loop().time()
     answer = await house.client.get(f"/hls/{KEYS.playback(stream)}/index.m3u8")
+    assert (answer.status_code, seven(answer)["code"]) == (503, "SLUICE/OWNER_UNREACHABLE")
+    assert "Retry-After" in answer.headers
+    waited_s = asyncio.get_running_loop().time() - began_s
+    assert waited_s < 2 * house.core.settings.hls_wait_s, "it is waited for once"
+
+
+async def test_a_viewer_does_not_wait_for_a_process_that_stands_still(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elsewhere, "PROBE_S", 0.1)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        stream = await stream_at(house, f"http://127.0.0.1:{port}")
+        async with asyncio.timeout(5):
+            answer = await house.client.get(f"/hls/{KEYS.playback(stream)}/index.m3u8")
     assert (answer.status_code, seven(answer)["code"]) == (503, "SLUICE/OWNER_UNREACHABLE")
 
 
@@ -192,13 +216,14 @@ async def test_who_leaves_the_line_at_another_process_is_missed_there(house: Hou
             await waiting
 
 
-async def test_events_end_where_the_stream_goes_on_at_another_process(house: House) -> None:
+@pytest.mark.parametrize("reason", ["moved", "bridge_lost"])
+async def test_events_end_where_the_stream_goes_on_at_another_process(house: House, reason: str) -> None:
     stream: str = (await house.stream())["id"]
     live = house.live(stream)
     house.record(stream, sessions_pb2.PHASE_LIVE)
     following = asyncio.ensure_future(house.client.get(f"/v1/streams/{stream}/events"))
     await asyncio.sleep(0.05)
-    live.close("moved", "its publisher came back by another process")
+    live.close(reason, "its publisher comes back by another process")
     async with asyncio.timeout(5):
         answer = await following
     assert "event: ended" not in answer.text, "the session has not ended"

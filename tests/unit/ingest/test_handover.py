@@ -181,7 +181,25 @@ def test_a_candidate_that_does_not_do_as_it_is_asked_costs_one_short_freeze_and_
     assert w.old(7) == [7]
     assert len(w.asked) == 1
     w.wait(RETRY_S)
+    assert len(w.asked) == 1, "it is not known when it makes one by itself"
+    w.new(7, key=True)
     assert len(w.asked) == 2
+
+
+def test_a_candidate_that_makes_key_frames_by_itself_is_met_a_little_before_the_next_one() -> None:
+    w = world()
+    w.promote()
+    w.old(1)
+    w.new(1, key=True)
+    w.old(*range(2, 12))
+    w.wait(PATIENCE_S + 0.01)
+    w.new(11, key=True)
+    assert w.old(12) == [12]
+    w.wait(RETRY_S)
+    assert w.asked[-1] == 21 * FRAME - MARGIN
+    assert w.old(*range(13, 24)) == list(range(13, 19))
+    assert w.new(21, key=True) == [19, 20, 21]
+    assert w.over.done
 
 
 def test_a_candidate_that_fell_far_behind_is_not_waited_for() -> None:
@@ -200,6 +218,21 @@ def test_an_old_output_that_is_too_slow_below_the_seam_is_not_waited_for_for_eve
     assert w.over.seam == 5 * FRAME
     assert w.wait(PATIENCE_S - 0.01) == []
     assert w.wait(0.02) == [5]
+
+
+def test_a_pause_of_the_source_is_not_taken_for_the_distance_of_key_frames() -> None:
+    w = world()
+    w.promote()
+    w.old(1)
+    w.new(1, key=True)
+    w.old(*range(2, 12))
+    w.wait(PATIENCE_S + 0.01)
+    w.old(2000, 2010)
+    w.new(2000, key=True)
+    w.wait(RETRY_S)
+    assert len(w.asked) == 1, "one key frame tells nothing"
+    w.new(2010, key=True)
+    assert w.asked[-1] == 2020 * FRAME - MARGIN
 
 
 # --- the old one fails

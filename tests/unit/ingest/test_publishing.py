@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from protos.inference.v1 import runner_pb2
+from protos.ingest.v1 import bridge_pb2
 from protos.sessions.v1 import sessions_pb2
 from services.common.errors import (
     ConflictError,
@@ -22,7 +23,7 @@ from services.common.errors import (
     TooLargeError,
     UnavailableError,
 )
-from services.common.media.mpegts import Codec
+from services.common.media.mpegts import AccessUnit, Codec
 from services.common.trickle.registry import Registry
 from services.ingest import source as source_module
 from services.ingest.bridge.hub import Hub
@@ -186,6 +187,7 @@ class Plane:
         return self.stream_record
 
     async def session(self, session: str, tenant: str = "") -> sessions_pb2.Session:
+        await asyncio.sleep(0)  # as a call does
         if session not in self.records:
             raise NotFoundError("no such session", reason="SESSION_NOT_FOUND")
         return self.records[session]
@@ -333,6 +335,56 @@ async def test_a_second_publisher_is_refused_before_its_bytes_are_read(house: Ho
     assert not session.connected, "its grace has begun"
 
 
+async def unplugged(house: House) -> asyncio.Future[Any]:
+    """A publisher whose network broke: its connection says nothing, for ever."""
+    publishing_ = asyncio.ensure_future(house.publish(*media(), then=60))
+    async with asyncio.timeout(5):
+        while (session := house.hub.of_stream(STREAM)) is None or session.frames_in < 50:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.15)
+    return publishing_
+
+
+@pytest.fixture
+async def hasty() -> AsyncIterator[House]:
+    settings = IngestSettings(stream_secret="x" * 16, silent_after_s=0.1, first_picture_s=0.2)
+    async with Hub(Registry(), cast("Outbox", Disk()), settings) as hub:
+        yield House(hub, settings)
+
+
+async def test_who_comes_back_after_the_network_broke_takes_the_place_of_the_connection_that_hangs(
+    hasty: House,
+) -> None:
+    first = await unplugged(hasty)
+    session = hasty.hub.of_stream(STREAM)
+    assert session is not None
+    second = await unplugged(hasty)
+    ended = (await first).ended
+    assert end_error(ended).reason == "REPLACED"
+    assert isinstance(end_error(ended), ConflictError)
+    assert session.connected, "the second one is there"
+    assert session.frames_in == 100
+    assert session.report().fault == ""
+    third = await unplugged(hasty)
+    assert (await second).ended == ended
+    third.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await third
+    assert not session.connected
+    assert hasty.plane.started == [session.identity.session]
+
+
+async def test_who_has_just_come_back_is_given_the_time_to_send(hasty: House) -> None:
+    first = await unplugged(hasty)
+    session = await hasty.publishing.join(KEYS.publish(STREAM))
+    await first
+    await asyncio.sleep(0.15)
+    with pytest.raises(ConflictError):
+        await hasty.publishing.join(KEYS.publish(STREAM))
+    await asyncio.sleep(0.15)
+    assert await hasty.publishing.join(KEYS.publish(STREAM)) is session
+
+
 async def test_of_two_publishers_at_once_one_is_refused(house: House) -> None:
     answers = await asyncio.gather(
         house.publish(*media(), then=0.1), house.publish(*media(), then=0.1), return_exceptions=True
@@ -391,6 +443,28 @@ async def test_a_publisher_that_goes_away_while_its_session_starts_leaves_nothin
     await nobody(house)
 
 
+async def test_a_publisher_that_goes_away_in_the_moment_of_the_start_leaves_its_session(house: House) -> None:
+    started = asyncio.Event()
+
+    class Slow(TsSource):
+        async def hold(self, first: list[AccessUnit]) -> None:
+            try:
+                await super().hold(first)
+            finally:
+                started.set()
+                await asyncio.sleep(0.05)
+
+    slow = Slow(body(*media(), then=60), first_within_s=10, fastest_mbps=50)
+    publishing_ = asyncio.ensure_future(house.publishing.publish(house.plane.stream_record, slow))
+    await started.wait()
+    publishing_.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing_
+    session = house.hub.of_stream(STREAM)
+    assert session is not None
+    assert session.publisher() is Publisher.GONE
+
+
 async def test_a_complete_publisher_may_send_as_fast_as_it_is_read(house: House) -> None:
     house.plane.stream_record = replace_stream(STREAM)
     assert len(b"".join(media(25))) < 1e6 / 8 * 5 < 3_000_000
@@ -443,6 +517,29 @@ async def test_a_session_whose_publisher_is_still_there_stays_there_and_nothing_
     assert refusal.value.reason == "STREAM_BUSY"
     assert len(house.hub) == 0
     assert house.plane.started == []
+
+
+async def test_of_two_publishers_that_come_back_at_once_one_is_refused(house: House) -> None:
+    elsewhere(house)
+    answers = await asyncio.gather(
+        house.publish(*media(), then=0.1), house.publish(*media(), then=0.1), return_exceptions=True
+    )
+    assert [type(answer).__name__ for answer in answers].count("ConflictError") == 1
+    assert house.plane.taken == ["ses_there"]
+
+
+async def test_a_publisher_that_comes_back_elsewhere_without_a_picture_ends_nothing(house: House) -> None:
+    elsewhere(house)
+    session = await house.publishing.join(KEYS.publish(STREAM))
+    session.open(
+        bridge_pb2.OpenRequest(
+            session="ses_there", epoch=2, resume=bridge_pb2.Position(in_pts=900_000, session_ms=9000)
+        )
+    )
+    with pytest.raises(PublisherVanishedError):
+        await house.publishing.feed(session, source(body(b"garbage" * 5000)))
+    assert session.report().fault == ""
+    assert not session.connected, "its grace goes on"
 
 
 # --- the line for a runner

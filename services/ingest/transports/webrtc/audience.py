@@ -20,9 +20,9 @@ from services.common.media.mpegts import CLOCK_HZ, AccessUnit, Codec
 from services.ingest.bridge.hub import Hub
 from services.ingest.bridge.session import BridgeSession
 from services.ingest.control_plane import ControlPlane
+from services.ingest.placeholder import SIZE, stills
 from services.ingest.transports.webrtc import h264_rtp, vpx_rtp
 from services.ingest.transports.webrtc.conversion import Conversion, SoundConverter, VideoConverter
-from services.ingest.transports.webrtc.placeholder import SIZE, stills
 from services.ingest.transports.webrtc.viewer import Showing, Viewer
 
 log = structlog.get_logger()

@@ -18,6 +18,7 @@ from services.common.media.codec import VideoDecoder
 from services.common.media.h264 import is_keyframe, picture_size
 from services.common.media.mpegts import AccessUnit, Codec
 from services.common.media.sound import AudioEncoder
+from services.ingest.placeholder import AWAY, LETTERS, WAITING, draw, stills
 from services.ingest.source import PushedSource
 from services.ingest.transports.webrtc import h264_rtp, vpx_rtp
 from services.ingest.transports.webrtc.answer import plan
@@ -30,7 +31,6 @@ from services.ingest.transports.webrtc.conversion import (
     VideoConverter,
 )
 from services.ingest.transports.webrtc.jitter import Frame
-from services.ingest.transports.webrtc.placeholder import LETTERS, LINES, draw, stills
 from services.ingest.transports.webrtc.publication import Publication
 from services.ingest.transports.webrtc.sdp import parse_offer
 from tests.support.media import FRAME, SIZE, pictures
@@ -236,11 +236,12 @@ async def test_vp9_of_a_publisher_becomes_h264() -> None:
 # --- the still
 
 
-def test_every_letter_of_the_still_is_drawn() -> None:
-    assert set("".join(LINES)) <= set(LETTERS)
-    picture = draw(512, 512)
+@pytest.mark.parametrize("lines", [WAITING, AWAY])
+def test_every_letter_of_the_still_is_drawn(lines: tuple[str, ...]) -> None:
+    assert set("".join(lines)) <= set(LETTERS)
+    picture = draw(512, 512, lines)
     assert picture.shape == (512, 512, 3)
-    assert 0.01 < np.mean(picture[:, :, 0] > 100) < 0.2
+    assert 0.005 < np.mean(picture[:, :, 0] > 100) < 0.2
 
 
 @pytest.mark.parametrize("size", [(512, 512), (1280, 720), (48, 17), (360, 641)])
