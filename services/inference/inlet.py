@@ -13,13 +13,19 @@ from dataclasses import replace
 from typing import Final
 
 import structlog
-from aiohttp import ClientSession
+from aiohttp import ClientSession, ClientTimeout
 
 from services.common.errors import InvalidError, SluiceError, UnavailableError
 from services.common.frame_drops import FRAME_DROPS
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer, unwrap
-from services.common.trickle.connection import DEFAULT_PATIENCE, find_head
-from services.common.trickle.protocol import ChannelClosedError
+from services.common.trickle.connection import (
+    DEFAULT_PATIENCE,
+    TRANSPORT_ERRORS,
+    find_head,
+    index_header,
+    segment_url,
+)
+from services.common.trickle.protocol import LATEST, ChannelClosedError
 from services.common.trickle.subscriber import ReceivedSegment, Subscriber
 from services.inference.address import Berth
 from services.inference.assignment import Assignment
@@ -38,6 +44,7 @@ GARBAGE_AFTER_S: Final = 5.0  # bytes without a single access unit in them
 PAUSE_S: Final = 1.0  # bytes that come later than this after those before count as so late
 UNDER_WAY: Final = 1024  # pictures whose times are kept until they are encoded; of more, the oldest are not
 STARTS: Final = 128  # segments that a complete reader may go back to: more than a bridge keeps
+BACK: Final = 32  # segments of a second at least, and nobody publishes a file so far ahead of its output
 
 
 class Inlet:
@@ -151,7 +158,7 @@ class Inlet:
 
     async def _read_channel(self, http: ClientSession, url: str) -> None:
         outage = Outage(self._bridge_lost_after_s, self._now)
-        async with Subscriber(http, url, start=self._start) as subscriber:
+        async with Subscriber(http, url, start=await self._first(http, url)) as subscriber:
             while True:
                 try:
                     async for segment in subscriber:
@@ -162,6 +169,21 @@ class Inlet:
                     outage.failed()
                     if not error.retryable or outage.lost:
                         raise SessionFailedError(BRIDGE_LOST, f"input: {error.message}") from error
+
+    async def _first(self, http: ClientSession, url: str) -> int:
+        """Where to begin; for a file that another runner had, surely before what that one showed last.
+
+        Who asks for a beginning that the bridge keeps no more is sent to the newest picture.
+        """
+        if self._of.live or not self._of.after_pts or self._start:
+            return self._start
+        timeout = ClientTimeout(total=DEFAULT_PATIENCE.answer_s, sock_connect=DEFAULT_PATIENCE.connect_s)
+        try:
+            async with http.get(segment_url(url, "next"), timeout=timeout) as response:  # it may have ended
+                head = index_header(response, LATEST) or 0
+        except TRANSPORT_ERRORS:
+            return self._start  # who reads it finds out why
+        return max(head - BACK, 0)
 
     async def _take_in(self, segment: ReceivedSegment) -> None:
         self._segment = segment.index

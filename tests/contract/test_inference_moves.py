@@ -97,6 +97,20 @@ async def test_a_file_that_comes_from_another_runner_loses_no_picture(runner: Ru
     assert len(decoded(new.out)) == len(new.out)
 
 
+async def test_a_file_that_has_run_for_long_loses_no_picture_either(runner: Runner) -> None:
+    async with runner.bridge() as old, runner.bridge("next", beside=old) as new:
+        await runner.attach(old, "counting")
+        sent = video(120, every=1)  # as many segments, of which the bridge keeps half
+        for part in (sent[:60], sent[60:]):
+            old.push(part)
+            await until(lambda: len(old.out) >= old.newest_in // FRAME - START // FRAME)
+        after = old.out[100].pts
+        await runner.attach(new, "counting", session="s2", session_epoch=2, slot=1, after_pts=after)
+        old.finish()
+        await until(lambda: new.out_closed)
+    assert [one.pts for one in new.out] == [one.pts for one in sent if one.pts > after]
+
+
 async def test_a_session_with_a_broken_snapshot_begins_without_it(runner: Runner) -> None:
     async with runner.bridge() as old, runner.bridge("next", beside=old) as new:
         with old.state.begin_segment() as segment:

@@ -1,7 +1,8 @@
 """What stands before a pipeline: decoded pictures, and the sound between them, given out by their times.
 
 The rule it keeps: sound goes before the picture that is not earlier. In live delivery no picture waits for
-sound, and the newest wins; in complete delivery each waits for the other, while there is room, for a while.
+sound, and the newest wins, save that who keeps up and is late once is given one more; in complete delivery
+each waits for the other, while there is room, for a while.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ P = TypeVar("P")
 S = TypeVar("S")
 
 PICTURES: Final = 4  # in complete delivery
+PICTURES_OF_LATE: Final = 2  # live: a busy machine that wakes a thread late costs no picture
+PICTURES_TO_TELL: Final = 4  # in a row that were there already: who gets does not keep up
 PICTURES_WITH_SOUND: Final = 8  # some publishers send sound in lumps of a fifth of a second
 SOUNDS: Final = 100  # two seconds of 20 ms: a pipeline that is busy for longer leaves a gap
 ALONE_AFTER_S: Final = 0.25  # live: sound does not wait longer for a picture that may not come
@@ -34,6 +37,7 @@ class Inbox(Generic[P, S]):
         self._changed = threading.Condition()
         self._pictures: deque[tuple[int, P, float]] = deque()  # with when each was put
         self._sounds: deque[tuple[int, S, float]] = deque()
+        self._unwaited = PICTURES_TO_TELL  # pictures in a row that who gets did not have to wait for
         self._undecoded = 0  # packets of sound
         self._seen_pts: int | None = None  # of the newest picture put
         self._heard_pts: int | None = None  # of the newest sound put
@@ -46,8 +50,8 @@ class Inbox(Generic[P, S]):
 
     def put_picture(self, pts: int, picture: P) -> None:
         with self._changed:
-            if self._live and self._pictures:
-                self._pictures.clear()
+            while self._live and len(self._pictures) >= self._live_capacity:
+                self._pictures.popleft()
                 self.dropped += 1
             while len(self._pictures) >= self._capacity and not self._aborted:
                 self._changed.wait()
@@ -80,6 +84,7 @@ class Inbox(Generic[P, S]):
 
     def get(self) -> tuple[int, P | S] | None:
         """The time and the item that is next; None at the end."""
+        waited = False
         with self._changed:
             while True:
                 now_s = time.monotonic()
@@ -89,12 +94,19 @@ class Inbox(Generic[P, S]):
                     return pts, sound
                 if self._picture_is_next(now_s):
                     pts, picture, _ = self._pictures.popleft()
+                    self._unwaited = 0 if waited else self._unwaited + 1
                     self._changed.notify_all()
                     return pts, picture
                 if self._no_more_pictures and self._no_more_sound:
                     return None
                 waiting = self._sounds or self._pictures  # of which there is one kind at most
                 self._changed.wait(waiting[0][2] + self._alone_after_s - now_s if waiting else None)
+                waited = True
+
+    @property
+    def _live_capacity(self) -> int:
+        """How many pictures may wait: of who does not keep up only the newest."""
+        return PICTURES_OF_LATE if self._unwaited < PICTURES_TO_TELL else 1
 
     def finish_pictures(self) -> None:
         with self._changed:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine import inbox as module
-from services.inference.engine.inbox import PICTURES_WITH_SOUND, SOUNDS, Inbox
+from services.inference.engine.inbox import PICTURES_TO_TELL, PICTURES_WITH_SOUND, SOUNDS, Inbox
 
 
 def both(live: bool) -> Inbox[str, str]:
@@ -52,6 +52,46 @@ def test_live_the_newest_picture_wins_and_the_sound_of_the_others_is_kept() -> N
     assert inbox.dropped == 9
     assert rest(inbox) == [*range(0, 200, 20), 180]
     assert inbox.dropped_sounds == 0
+
+
+def wait_for(inbox: Inbox[str, str], pts: int) -> None:
+    """Have somebody wait for a picture, who gets this one."""
+    waiting = in_thread(inbox.get)
+    while not inbox._changed._waiters:  # type: ignore[attr-defined]
+        time.sleep(0.001)
+    inbox.put_picture(pts, "p")
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_live_who_keeps_up_and_is_late_once_loses_nothing() -> None:
+    inbox: Inbox[str, str] = Inbox(live=True, sound=False)
+    wait_for(inbox, 0)
+    inbox.put_picture(20, "p")
+    inbox.put_picture(40, "p")
+    assert (inbox.get(), inbox.get()) == ((20, "p"), (40, "p"))
+    assert inbox.dropped == 0
+    wait_for(inbox, 60)
+    for pts in (80, 100, 120):
+        inbox.put_picture(pts, "p")
+    assert inbox.dropped == 1
+    assert rest(inbox) == [100, 120]
+
+
+def test_live_who_does_not_keep_up_always_gets_the_newest() -> None:
+    inbox: Inbox[str, str] = Inbox(live=True, sound=False)
+    wait_for(inbox, 0)
+    for pts in range(1, 1 + PICTURES_TO_TELL):
+        inbox.put_picture(pts, "p")
+        assert inbox.get() == (pts, "p"), "which was there before it was asked for"
+    inbox.put_picture(40, "p")
+    inbox.put_picture(60, "p")
+    assert inbox.get() == (60, "p")
+    assert inbox.dropped == 1
+    wait_for(inbox, 80)
+    inbox.put_picture(100, "p")
+    inbox.put_picture(120, "p")
+    assert rest(inbox) == [100, 120], "it keeps up again"
 
 
 def test_live_a_picture_waits_for_no_sound() -> None:
