@@ -91,6 +91,9 @@ async def _drain(found: Access, runner: str, cancel: bool, timeout_s: float) -> 
                 while left:
                     typer.echo(f"{runner}: {sessions(left)} left")
                     left = await _fewer(client, runner, left)
+        except _LeftError:
+            typer.echo(f"{runner} has left")
+            return
         except TimeoutError:
             typer.echo(
                 f"{runner} still has {sessions(left)} after {timeout_s:g} s; it goes on draining", err=True
@@ -99,11 +102,20 @@ async def _drain(found: Access, runner: str, cancel: bool, timeout_s: float) -> 
         typer.echo(f"{runner} is empty and takes no session; `sluice drain {runner} --cancel` ends that")
 
 
+class _LeftError(Exception):
+    """The runner was there, and is not any more: it was also told to end."""
+
+
 async def _fewer(client: SluiceClient, runner: str, left: int) -> int:
     """How many sessions are left, as soon as it is another number; each look asks to drain again."""
     while True:
         await asyncio.sleep(LOOK_S)
-        now = await _surely(lambda: client.drain(runner))
+        try:
+            now = await _surely(lambda: client.drain(runner))
+        except ApiError as error:
+            if error.reason != "RUNNER_NOT_FOUND":
+                raise
+            raise _LeftError from error
         if now != left:
             return now
 

@@ -57,7 +57,7 @@ class Platform:
         self.spans: list[dict[str, Any]] = []  # of every session
         self.moves: list[dict[str, Any]] = []  # of every stream's session
         self.moving: list[dict[str, Any]] = []  # looks after a wish to move, each at what there is then
-        self.left: list[int] = []  # sessions on a runner, at each look
+        self.left: list[int | None] = []  # sessions on a runner, at each look; None: there is no such runner
         self.drains: list[tuple[str, bool]] = []
 
     @property
@@ -254,9 +254,12 @@ def _sessions(app: FastAPI, at: Platform) -> None:
         return next(one for one in at.sessions if one["session"] == session)
 
     @app.post("/v1/runners/{runner}/drain")
-    async def drain(runner: str, request: Request) -> dict[str, Any]:
+    async def drain(runner: str, request: Request) -> Any:
         at.drains.append((runner, (await request.json())["cancel"]))
-        return {"runner": runner, "sessions": at.left.pop(0) if at.left else 0}
+        left = at.left.pop(0) if at.left else 0
+        if left is None:
+            return refused((404, "SLUICE/RUNNER_NOT_FOUND", f"there is no runner {runner}"))
+        return {"runner": runner, "sessions": left}
 
     @app.get("/v1/sessions/{session}")
     async def session(session: str) -> Any:

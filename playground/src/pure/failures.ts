@@ -155,7 +155,6 @@ const BREAKDOWNS: Readonly<Record<string, readonly [string, string]>> = {
   engine_crashed: ["The runner's engine crashed", "Another one has started by now."],
   engine_hung: ["The runner's engine hung", "Another one has started by now."],
   breaks_runners: ["The stream broke its runners", "It was stopped before it broke more of them."],
-  runner_lost: ["The runner was lost", "Start again to get another one."],
   bridge_lost: ["The server that had the stream was lost", "Start again to continue on another one."],
   no_capacity: ["All runners are busy", "One of them has to become free first."],
   no_output: ["Nothing came back", "Video went in for a minute and none came out."],

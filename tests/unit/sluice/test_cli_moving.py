@@ -93,6 +93,16 @@ def test_a_drain_says_what_is_left_until_nothing_is(at: Platform) -> None:
     assert at.drains == [("r0", False)] * 4
 
 
+def test_a_runner_that_leaves_once_it_is_empty_was_drained(at: Platform) -> None:
+    at.left = [1, None]
+    result = asked(at, "drain", "r0")
+    assert result.stdout.splitlines() == ["r0: 1 session left", "r0 has left"]
+    assert result.exit_code == 0
+    at.left = [None]
+    result = asked(at, "drain", "r0")
+    assert (result.exit_code, result.stderr) == (2, "sluice: there is no runner r0\n")
+
+
 def test_a_drain_is_taken_back(at: Platform) -> None:
     assert asked(at, "drain", "r0", "--cancel").stdout == "r0 takes sessions again\n"
     assert at.drains == [("r0", True)]
