@@ -91,16 +91,16 @@ arch: $(VENV)/.dev ## who may import whom
 	lint-imports
 
 unit: $(VENV)/.dev ## pure parts and small blocks
-	pytest -n 2 --dist loadfile tests/unit
+	pytest -n 3 --dist loadfile tests/unit
 
 contract: $(VENV)/.dev browser ## one service at a time, against a real NATS, real gRPC and real Helm
-	pytest -n 2 --dist loadfile tests/contract
+	pytest -n 4 --dist loadfile tests/contract
 
 e2e: $(VENV)/.dev browser playground ## the whole stack as processes
 	pytest tests/e2e
 
 sim-short: $(VENV)/.dev
-	pytest tests/sim
+	pytest -n 2 tests/sim
 
 sim: $(VENV)/.dev ## the simulator, from seed 1 on: make sim SEEDS=200
 	python -m tests.sim --seeds $(or $(SEEDS),200)
