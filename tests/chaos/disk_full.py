@@ -1,98 +1,68 @@
-"""The disk of NATS is full, then ingest's, where usage waits: streams go on, and every second is billed once.
-
-Both are small file systems in memory of their own, so that this needs root.
-"""
+"""The disk of NATS is full, then ingest's, where usage waits: streams go on, each second is billed once."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from tests.chaos.harness.running import run
-from tests.chaos.harness.scene import Scene, scene
+from tests.chaos.harness.scene import FaultyStack, Scene, scene
 from tests.chaos.harness.summary import Summary, summary
 from tests.chaos.harness.unnoticed import unnoticed
+from tests.support.disk import Disk, NotPermittedError, disks
+from tests.support.stack import until
 
-FULL_S: Final = 12.0  # above two windows of usage
-ROOM: Final = (
-    "16g"  # NATS wants to see what its streams may need; a file system in memory takes what it holds
-)
-
-
-class NotPermittedError(Exception):
-    """This machine lets us mount nothing."""
-
-
-class Disk:
-    """A file system in memory that can be made as small as what it holds."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def fill(self) -> None:
-        """Leave no room: it shrinks to what is used."""
-        usage = os.statvfs(self.path)
-        self._resize(str((usage.f_blocks - usage.f_bfree) * usage.f_frsize))
-        assert os.statvfs(self.path).f_bavail == 0, "the fault was not reached"
-
-    def empty(self) -> None:
-        self._resize(ROOM)
-
-    def _resize(self, size: str) -> None:
-        _run("mount", "-o", f"remount,size={size}", str(self.path))
-
-
-@contextmanager
-def disk() -> Iterator[Disk]:
-    """A disk of our own. Raises NotPermittedError where that is not allowed."""
-    if os.geteuid() != 0:
-        raise NotPermittedError("a file system of our own needs root")
-    with tempfile.TemporaryDirectory(prefix="sluice-disk-") as directory:
-        _run("mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", directory)
-        try:
-            yield Disk(Path(directory))
-        finally:
-            _run("umount", "-l", directory)
-
-
-def _run(program: str, *words: str) -> None:
-    path = shutil.which(program)
-    if path is None:
-        raise NotPermittedError(f"there is no {program}")
-    done = subprocess.run([path, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise NotPermittedError(done.stderr.strip())
+NAMES: Final = ("nats", "outbox")
+WINDOW_S: Final = 2.0
+FELT_S: Final = 20.0  # what fits into the last block, and a probe every five seconds
+FULL_S: Final = 2 * WINDOW_S
+OUTBOX: Final = "outbox.sqlite3"
+# What SQLite's log has grown to it uses again: without that, the next window needs room.
+TRIM: Final = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('PRAGMA wal_checkpoint(TRUNCATE)')"
+REFUSED: Final = "sluice_outbox_not_stored_total"
+STORING: Final = "sluice_nats_storing"
+WRITERS: Final = ("router", "session-manager", "billing", "ingest")
+SETTINGS: Final = {"SLUICE_INGEST_WINDOW_S": str(WINDOW_S)}
 
 
 def disk_full(trials: int) -> Summary:
-    with disk() as broker, disk() as outbox:
-        settings = {"ingest": {"outbox_path": str(outbox.path / "outbox.sqlite3")}}
-
-        def put_there(directory: Path) -> None:
-            (directory / "state").mkdir()
-            (directory / "state" / "nats").symlink_to(broker.path)
-
-        with scene(prepare=put_there, told=lambda _: settings) as here:
-            return _filled(here, {"nats": broker, "outbox": outbox}, trials)
+    with disks(*NAMES) as (cell, made):
+        settings = {"ingest": told(made)}
+        with scene(prepare=prepared(made), told=lambda _: settings, within=cell.words, **SETTINGS) as here:
+            return filled(here, made, trials)
 
 
-def _filled(here: Scene, disks: dict[str, Disk], trials: int) -> Summary:
+def told(made: Mapping[str, Disk]) -> Mapping[str, str]:
+    """What ingest is told, so that its outbox is on its disk."""
+    return {"outbox_path": str(made["outbox"].path / OUTBOX)}
+
+
+def prepared(made: Mapping[str, Disk]) -> Callable[[Path], None]:
+    """Have NATS find its disk where its store is to be."""
+
+    def put_there(directory: Path) -> None:
+        (directory / "state").mkdir()
+        (directory / "state" / "nats").symlink_to(made["nats"].path)
+
+    return put_there
+
+
+def filled(here: Scene, made: Mapping[str, Disk], trials: int) -> Summary:
     live = here.live()
     done, back_s = [], []
     for number in range(trials):
-        name = [*disks][number % len(disks)]
+        name = NAMES[number % len(NAMES)]
 
-        def fault(full: Disk = disks[name], name: str = name) -> None:
+        def fault(full: Disk = made[name], name: str = name) -> None:
+            refused = here.stack.metric("ingest", REFUSED)
+            if name == "outbox":
+                full.run(sys.executable, "-c", TRIM, str(full.path / OUTBOX))
             full.fill()
             try:
+                until(lambda: _felt(here.stack, name, refused), FELT_S, f"{name} feels its full disk")
                 time.sleep(FULL_S)
             finally:
                 full.empty()
@@ -103,6 +73,12 @@ def _filled(here: Scene, disks: dict[str, Disk], trials: int) -> Summary:
         done.append(trial)
         back_s.append(took_s)
     return summary("disk_full", done, here.books(), starts_back_max_s=round(max(back_s), 2))
+
+
+def _felt(stack: FaultyStack, name: str, refused: float) -> bool:
+    if name == "outbox":
+        return stack.metric("ingest", REFUSED) > refused
+    return not all(stack.metric(service, STORING) for service in WRITERS)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import grpc
 
 from protos.sessions.v1 import sessions_pb2
 from tests.chaos.harness.failing import FLOWING_S, shown, told, watched
+from tests.chaos.harness.passed import Seams, seams
 from tests.chaos.harness.running import run_on
 from tests.chaos.harness.scene import PICK, Live, Scene, process_of
 from tests.chaos.harness.summary import Summary, Trial, summary
@@ -24,7 +25,7 @@ AFTER_S: Final = 1.0
 def drain(here: Scene, trials: int) -> Summary:
     ways: tuple[Callable[[Scene, Live, str], None], ...] = (_moved, _drained, _terminated)
     live = here.live()
-    done, moves, steady_lost = [], list[sessions_pb2.Move](), 0
+    done, moves, passed, steady_lost = [], list[sessions_pb2.Move](), list[Seams](), 0
     for number in range(1, trials + 1):
         way = ways[number % len(ways)]
         here.until_spare()
@@ -37,6 +38,7 @@ def drain(here: Scene, trials: int) -> Summary:
         way(here, live, before.runner)
         done.append(shown(f"{way.__name__.strip('_')} {number}", _seam(live, asked_s, before)))
         moves += live.record().moves[-1:]
+        passed.append(seams([one for one in live.passed() if one.at_s >= asked_s]))
         if way is _drained:
             path = f"/v1/runners/{before.runner}/drain"
             here.stack.request("POST", path, json={"cancel": True})
@@ -44,8 +46,10 @@ def drain(here: Scene, trials: int) -> Summary:
             live = here.live()
     extra = {
         "steady_frames_lost": steady_lost,
-        "platform_lost": sum(move.lost for move in moves),
-        "platform_repeated": sum(move.repeated for move in moves),
+        "not_returned": sum(move.lost for move in moves),  # by the runner that was left, at a seam
+        "runners_dropped": sum(each.dropped for each in passed),
+        "platform_lost": sum(each.lost for each in passed),
+        "platform_repeated": sum(each.repeated for each in passed),
     }
     return summary("drain", done, here.books(), **extra)
 

@@ -15,7 +15,7 @@ from typing import Final
 from tests.chaos.harness.failing import shown, watched
 from tests.chaos.harness.proxy import NONE, Fault, Proxies, Proxy, proxies
 from tests.chaos.harness.running import run
-from tests.chaos.harness.scene import Live, scene
+from tests.chaos.harness.scene import Live, Scene, scene
 from tests.chaos.harness.summary import Summary, Trial, summary
 
 RUNNERS: Final = 3
@@ -74,14 +74,18 @@ TROUBLES: Final = (
 def network(trials: int, troubles: tuple[Trouble, ...] = TROUBLES) -> Summary:
     links = Links()
     with proxies() as made, scene(runners=RUNNERS, told=lambda ports: links.told(made, ports)) as here:
-        live = here.live()
-        done = []
-        for number, trouble in enumerate(islice(cycle(troubles), trials), 1):
-            done.append(shown(trouble.name, _troubled(live, links, trouble, number)))
-            if not done[-1].recovered:
-                live = here.live()
-        moves = sum(len(each.record().moves) for each in here.lives)
-        return summary("network", done, here.books(), moves=moves)
+        return troubled(here, links, troubles, trials)
+
+
+def troubled(here: Scene, links: Links, troubles: tuple[Trouble, ...], trials: int) -> Summary:
+    live = here.live()
+    done = []
+    for number, trouble in enumerate(islice(cycle(troubles), trials), 1):
+        done.append(shown(trouble.name, _troubled(live, links, trouble, number)))
+        if not done[-1].recovered:
+            live = here.live()
+    moves = sum(len(each.record().moves) for each in here.lives)
+    return summary("network", done, here.books(), moves=moves)
 
 
 def _troubled(live: Live, links: Links, trouble: Trouble, number: int) -> Trial:

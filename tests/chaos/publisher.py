@@ -1,7 +1,8 @@
 """A publisher is unplugged for 5 and for 25 s, and comes back through the same or another ingest process.
 
-The freeze is from the publisher's return, its process's start included, to the next picture. The last one
-stays away: its slot is free soon after the grace.
+Meanwhile its viewers have to be told. The freeze is from the publisher's return, its process's start
+included, to the next picture; the still that they see is none. The last one stays away: its slot is free soon
+after the grace.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ BACK_S: Final = 15.0
 AFTER_S: Final = 1.5
 PATIENCE_S: Final = 3.0  # of a viewer, before it connects anew
 GRACE_S: Final = 30
+REPLICAS: Final = {"ingest": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,18 @@ ABSENCES: Final = (
 
 
 def publisher(trials: int, absences: tuple[Absence, ...] = ABSENCES, grace_s: int = GRACE_S) -> Summary:
-    with scene(runners=2, replicas={"ingest": 1}, SLUICE_INGEST_PUBLISHER_GRACE_S=str(grace_s)) as here:
-        done = [_absent(here, absence) for absence in islice(cycle(absences), trials)]
-        freed_s = _stays_away(here, grace_s)
-        return summary("publisher", done, here.books(), slot_free_after_grace_s=round(freed_s, 2))
+    with scene(runners=2, replicas=REPLICAS, **settings(grace_s)) as here:
+        return away(here, absences, trials, grace_s)
+
+
+def settings(grace_s: int) -> dict[str, str]:
+    return {"SLUICE_INGEST_PUBLISHER_GRACE_S": str(grace_s)}
+
+
+def away(here: Scene, absences: tuple[Absence, ...], trials: int, grace_s: int) -> Summary:
+    done = [_absent(here, absence) for absence in islice(cycle(absences), trials)]
+    freed_s = _stays_away(here, grace_s)
+    return summary("publisher", done, here.books(), slot_free_after_grace_s=round(freed_s, 2))
 
 
 def other(here: Scene, url: str) -> str:
@@ -69,6 +79,7 @@ def _absent(here: Scene, absence: Absence) -> Trial:
     before, newest = live.record(), live.newest()
     assert newest is not None
     live.unplug()
+    gone_s = time.monotonic()
     if absence.dies:
         here.stack.kill("ingest")
     time.sleep(absence.seconds)
@@ -90,7 +101,9 @@ def _absent(here: Scene, absence: Absence) -> Trial:
         after.slot,
         after.slot_epoch,
     )
-    if first is None or not same:
+    if not absence.dies and not any(gone_s < at_s < back_s for at_s in live.recording.stills_s):
+        trial = replace(trial, recovered=False, why="viewers were not told that the publisher is away")
+    elif first is None or not same:
         trial = replace(trial, recovered=False, why=f"not the same session: {told(live)}")
     else:
         trial = replace(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import nats.errors
 import nats.js.errors
-from nats.js.kv import KV_MARKER_REASON, KV_OP, KV_PURGE
+from nats.js.kv import KV_MARKER_REASON, KV_OP
 
 from tests.sim.clock import wall_s
 from tests.sim.weather import Weather
@@ -45,16 +45,6 @@ class Message:
     @property
     def gone(self) -> bool:
         return KV_OP in self.headers or KV_MARKER_REASON in self.headers
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What a watcher hears of a key."""
-
-    key: str
-    value: bytes
-    revision: int
-    operation: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,16 +271,11 @@ class Broker:
         self.written(bucket, key, message)
         stored.watchers = [watcher for watcher in stored.watchers if not watcher.over]
         for watcher in stored.watchers:
-            watcher.hear(update_of(key, message))
+            watcher.hear(message)
 
     def route(self, subject: str, data: bytes, headers: Mapping[str, str]) -> None:
         for client in self.clients:
             client.hear(subject, data, headers)
-
-
-def update_of(key: str, message: Message) -> Update:
-    operation = message.headers.get(KV_OP) or (KV_PURGE if message.gone else None)
-    return Update(key, message.data, message.seq, operation)
 
 
 def matches(pattern: str, subject: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,14 +16,18 @@ from protos.events.v1 import events_pb2
 from protos.sessions.v1 import sessions_pb2 as pb
 from services.common.media.mpegts import AccessUnit, Codec
 from services.inference.assignment import Assignment
-from services.ingest.bridge.session import BridgeSession
+from services.ingest.bridge.meter import LONGEST_GAP_MS
+from services.ingest.bridge.session import TICK_S, BridgeSession
 from services.session_manager.machine import NEXT, Phase
 from tests.sim.broker import Message
-from tests.sim.clock import Process
-from tests.sim.pictures import Origin
+from tests.sim.clock import PROCESS, Process
+from tests.sim.pictures import CAMERA, Origin
 from tests.sim.weather import Weather
 
-LONGEST_GAP_S: Final = 1.0  # between two pictures that still counts as delivery, as the meter has it
+LONGEST_GAP_S: Final = LONGEST_GAP_MS / 1000  # between two pictures that still counts as delivery
+ROUNDED_S: Final = 0.001
+WINDOW_S: Final = 5.0
+UNSTORED_S: Final = WINDOW_S + TICK_S  # the longest that delivered time is in memory alone
 YOUNG_S: Final = 15.0  # a start may take so long
 SHOWS_WITHIN_S: Final = 3.0
 MOST_SLOTS: Final = 4  # of one session: two while it moves, and what a broken call left to the reconciler
@@ -39,10 +43,27 @@ class Shown:
 
     last_pts: int = 0
     last_epoch: int = 0
-    last_runner: str = ""
     last_s: float | None = None
     delivered_s: float = 0.0
-    bridges: list[int] = field(default_factory=list)  # the `BridgeSession`s that showed it, by identity
+    either_s: float = 0.0  # in gaps of which the meter's milliseconds decide whether they are a stall
+    lost_s: float = 0.0  # of that, what an ingest process took along when it was killed, at most
+    bridge: BridgeSession | None = None  # which showed it last
+    at: Process | None = None  # and where that is
+    deliveries: deque[tuple[float, float]] = field(default_factory=deque)  # the newest: when, and how long
+
+    def delivered(self, at_s: float, gap_s: float) -> None:
+        """A picture came `gap_s` after the one before it."""
+        if abs(gap_s - LONGEST_GAP_S) <= ROUNDED_S:
+            self.either_s += gap_s
+        elif gap_s < LONGEST_GAP_S:
+            self.delivered_s += gap_s
+            self.deliveries.append((at_s, gap_s))
+            while self.deliveries[0][0] < at_s - UNSTORED_S:
+                self.deliveries.popleft()
+
+    def unstored_s(self, now_s: float) -> float:
+        """How much of it may be in no outbox yet."""
+        return sum(long_s for at_s, long_s in self.deliveries if at_s >= now_s - UNSTORED_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +93,6 @@ class Checks:
         self._highest: defaultdict[str, int] = defaultdict(int)
         self._ended: dict[str, tuple[str, int]] = {}
         self._events: set[str] = set()
-        self._died: set[str] = set()
         self._born_s: dict[str, float] = {}
         self._changed_s: dict[str, float] = {}
 
@@ -184,9 +204,14 @@ class Checks:
             del self.running[process, of.slot]
 
     def died(self, process: Process) -> None:
-        self._died.add(process.name)  # who died with a session's bridge took its place in time along
         for place in [place for place in self.running if place[0] is process]:
             del self.running[place]
+
+    def killed(self, process: Process) -> None:
+        """What it delivered and had put into no outbox yet, nobody can bill: a window of each session."""
+        for shown in self.shown.values():
+            if shown.at is process:
+                shown.lost_s += shown.unstored_s(asyncio.get_running_loop().time())
 
     # --- what is shown
 
@@ -195,22 +220,24 @@ class Checks:
             return
         name = session.identity.session
         shown = self.shown[name]
-        anew = id(session) not in shown.bridges
-        if anew:
-            shown.bridges.append(id(session))
-            shown.last_s = None
+        if unit.pts <= shown.last_pts:
+            self.violated(f"viewers of {name} got {unit.pts} after {shown.last_pts}")
+        shown.last_pts = unit.pts
         if origin is None:
+            self._weather.sometimes("viewers saw a still")
+            return
+        if origin == CAMERA:
             self.violated(f"viewers of {name} got a picture that no runner made")
             return
-        if unit.pts <= shown.last_pts and not (anew and shown.last_runner in self._died):
-            self.violated(f"viewers of {name} got {unit.pts} after {shown.last_pts}")
         if origin.epoch < shown.last_epoch:
             self.violated(f"viewers of {name} got epoch {origin.epoch} after {shown.last_epoch}")
         now_s = asyncio.get_running_loop().time()
-        if shown.last_s is not None and now_s - shown.last_s <= LONGEST_GAP_S:
-            shown.delivered_s += now_s - shown.last_s
-        shown.last_pts, shown.last_epoch, shown.last_s = unit.pts, origin.epoch, now_s
-        shown.last_runner = origin.runner
+        if session is not shown.bridge:
+            shown.bridge, shown.at = session, PROCESS.get()
+            shown.deliveries.clear()
+        elif shown.last_s is not None:
+            shown.delivered(now_s, now_s - shown.last_s)
+        shown.last_epoch, shown.last_s = origin.epoch, now_s
 
     # --- where it must come to
 

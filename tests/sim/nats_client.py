@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import nats.errors
 import nats.js.errors
+from nats.js.api import ConsumerConfig, ConsumerInfo, SequenceInfo
 from nats.js.kv import KV_DEL, KV_OP
 
 from tests.sim.broker import (
@@ -24,9 +26,7 @@ from tests.sim.broker import (
     Info,
     Message,
     Stored,
-    Update,
     matches,
-    update_of,
 )
 from tests.sim.clock import PROCESS, Process
 
@@ -39,7 +39,10 @@ RETRY_S: Final = 0.25
 class Received:
     """A message as a subscriber or a consumer gets it."""
 
-    def __init__(self, client: Client, message: Message, consumer: Consumer | None = None) -> None:
+    def __init__(
+        self, client: Client, message: Message, consumer: Consumer | None = None, *, pending: int = 0
+    ) -> None:
+        self.reply = f"$JS.ACK.stream.consumer.1.{message.seq}.1.0.{pending}"
         self.subject = message.subject
         self.data = message.data
         self.headers = dict(message.headers)
@@ -102,16 +105,20 @@ class Subscription:
 
 
 class Watcher:
-    """An ordered view of a bucket's changes; it hears nothing after its connection broke."""
+    """An ordered consumer of a bucket; it hears nothing after its connection broke."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, cb: Callable[[Received], Awaitable[None]]) -> None:
         self.over = False
+        self.told = 0
         self._client = client
         self._connection = client.connections
-        self._updates = Mailbox()
+        self._messages = Mailbox()
         self._at_s = 0.0
+        self._calling = asyncio.ensure_future(self._call(cb))
 
-    def hear(self, update: Update | None) -> None:
+    def hear(self, message: Message, pending: int = 0) -> None:
+        """`pending` are to come of what is there already."""
+        self.told += 1
         client = self._client
         if self._connection != client.connections or not client.is_connected:
             client.broker.weather.sometimes("a watcher went stale")
@@ -120,14 +127,26 @@ class Watcher:
         loop = asyncio.get_running_loop()
         at_s = loop.time() + client.delay_s() + client.broker.weather.watch_lag_s(client.process.name)
         self._at_s = max(self._at_s, at_s)
-        client.process.call(self._updates.put, update, after_s=self._at_s - loop.time())
+        received = Received(client, message, pending=pending)
+        client.process.call(self._messages.put, received, after_s=self._at_s - loop.time())
 
-    async def __anext__(self) -> Update | None:
-        found: Update | None = await anext(self._updates)
-        return found
+    async def _call(self, cb: Callable[[Received], Awaitable[None]]) -> None:
+        async for message in self._messages:
+            await cb(message)
 
-    async def stop(self) -> None:
+    async def consumer_info(self) -> ConsumerInfo:
+        return ConsumerInfo(
+            "consumer",
+            "stream",
+            ConsumerConfig(),
+            datetime.now(UTC),
+            SequenceInfo(self.told, 0),
+            num_pending=0,
+        )
+
+    async def unsubscribe(self) -> None:
         self.over = True
+        self._calling.cancel()
 
 
 class Client:
@@ -348,6 +367,25 @@ class JetStream:
         await self._client.request(add, self.timeout_s)
         return KeyValue(self._client, self, config.bucket)
 
+    async def subscribe(
+        self, _: str, *, stream: str, cb: Callable[[Received], Awaitable[None]], **__: object
+    ) -> Watcher:
+        watcher = Watcher(self._client, cb)
+
+        def begin() -> None:
+            stored = self._stream(stream)
+            there = sorted(stored.newest.values(), key=lambda message: message.seq)
+            for number, message in enumerate(there, 1):
+                watcher.hear(message, len(there) - number)
+            stored.watchers.append(watcher)
+
+        try:
+            await self._client.request(begin, self.timeout_s)
+        except nats.errors.Error:
+            await watcher.unsubscribe()
+            raise
+        return watcher
+
     async def pull_subscribe(self, subject: str, durable: str, *, stream: str, config: Any) -> Pull:
         def add() -> Consumer:
             stored = self._stream(stream)
@@ -419,20 +457,6 @@ class KeyValue:
     async def delete(self, key: str, last: int | None = None) -> bool:
         await self._put(key, b"", last or None, operation=KV_DEL)
         return True
-
-    async def watchall(self, **_: object) -> Watcher:
-        watcher = Watcher(self._client)
-
-        def begin() -> None:
-            stored = self._jetstream._stream(f"KV_{self._bucket}")
-            prefix = f"$KV.{self._bucket}."
-            for subject, message in sorted(stored.newest.items(), key=lambda item: item[1].seq):
-                watcher.hear(update_of(subject.removeprefix(prefix), message))
-            watcher.hear(None)
-            stored.watchers.append(watcher)
-
-        await self._client.request(begin, self._jetstream.timeout_s)
-        return watcher
 
 
 def connector(broker: Broker) -> Callable[..., Awaitable[Client]]:

@@ -1,4 +1,7 @@
-"""Pictures that say whose they are: real access units, with the runner's epoch sewn on."""
+"""Pictures that say whose they are: real access units, with the runner's epoch or the camera sewn on.
+
+One without a label is none of the stream's: a still that the bridge shows while there is nothing else.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,11 @@ class Origin:
     epoch: int
 
 
-def picture(pts: int, *, keyframe: bool, origin: Origin | None = None) -> AccessUnit:
+CAMERA: Final = Origin("camera", 0, 0)
+
+
+def picture(pts: int, *, keyframe: bool, origin: Origin = CAMERA) -> AccessUnit:
     unit = moved(_KEY if keyframe else _DELTA, pts)
-    if origin is None:
-        return unit
     label = f"{origin.runner}/{origin.slot_epoch}/{origin.epoch}".encode()
     return replace(unit, data=unit.data + b"\x00\x00\x00\x01\x06sim:" + label)
 

@@ -41,13 +41,28 @@ def worlds(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=MOST_S, check=False)
 
 
-def test_nothing_is_given_twice_lost_or_billed_wrongly_whatever_fails() -> None:
-    done = worlds("--seeds", str(SEEDS))
+# Drawn evils seldom take a session's ingest and its runner in one stroke: what follows is judged here.
+REACHED_BY_KILLS: Final = (
+    "a session moved: runner_lost",
+    "a session was adopted",
+    "a session went on at another ingest",
+    "an ingest died under its publisher",
+    "ingest was killed",
+)
+
+
+@pytest.mark.parametrize(
+    ("evils", "reached"), [("", REACHED), ("kill", REACHED_BY_KILLS)], ids=["drawn", "kills"]
+)
+def test_nothing_is_given_twice_lost_or_billed_wrongly_whatever_fails(
+    evils: str, reached: tuple[str, ...]
+) -> None:
+    done = worlds("--seeds", str(SEEDS), "--only", evils)
     assert done.returncode == 0, done.stdout + done.stderr
     summary, *counted = done.stdout.splitlines()
     assert json.loads(summary)["seeds"] == SEEDS
     met = {line.split(maxsplit=1)[1] for line in counted}
-    assert met.issuperset(REACHED), set(REACHED) - met
+    assert met.issuperset(reached), set(reached) - met
 
 
 @pytest.mark.parametrize("bug", sorted(PLANTED))

@@ -34,7 +34,7 @@ from services.session_manager import __main__ as session_manager
 from services.session_manager.settings import SessionManagerSettings
 from tests.sim import chance, ingests, money, runners
 from tests.sim.broker import Broker, Message
-from tests.sim.checks import YOUNG_S, Checks, Run
+from tests.sim.checks import WINDOW_S, YOUNG_S, Checks, Run
 from tests.sim.clock import PROCESS, Process
 from tests.sim.ingests import Ingest
 from tests.sim.nemesis import Nemesis
@@ -46,7 +46,6 @@ from tests.sim.weather import Weather
 
 LAST_EVENTS: Final = 60
 CREDIT_MICRO: Final = 10**9
-WINDOW_S: Final = 5.0
 IDLE_S: Final = 10.0  # in which every router has heard of a runner, and of its slot
 SPEAKS_S: Final = 5.0
 RESTART_S: Final = 1.0
@@ -92,7 +91,6 @@ class World:
         self._lives: dict[str, int] = {}
         self._terminations: dict[Process, asyncio.Future[signal.Signals]] = {}
         self._burials: dict[Process, asyncio.Task[None]] = {}
-        self._windows_lost = 0
         self._born_s: dict[str, float] = {}
         self._calm_since_s = 0.0
         self.broker.written = self.checks.written
@@ -281,8 +279,7 @@ class World:
         if not process.dead:
             self.note(f"{name} is killed")
             self.weather.sometimes(f"{name.rstrip('0123456789')} was killed")
-            if name.startswith("ingest"):
-                self._windows_lost += 1
+            self.checks.killed(process)
             self.bury(process)
 
     def bury(self, process: Process) -> None:
@@ -335,12 +332,7 @@ class World:
                 task.result()
             else:
                 self.checks.violated(f"{task.get_name()} cannot stop its stream")
-        money.audit(
-            self._directory / "ledger.sqlite3",
-            self.checks,
-            windows_lost=self._windows_lost,
-            window_s=WINDOW_S,
-        )
+        money.audit(self._directory / "ledger.sqlite3", self.checks)
 
     async def _until(self, well: Callable[[], bool], within_s: float) -> None:
         """Wait until it is well; what is not well in time is a violation."""

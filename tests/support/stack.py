@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
@@ -29,6 +29,7 @@ class Stack:
     """A running platform. `request` calls its public API as the local tenant."""
 
     program: ClassVar = "deploy.local"  # the module that starts it
+    within: Sequence[str] = ()  # words before its command, of where it is to run
 
     def __init__(self, directory: Path, **settings: str) -> None:
         self.directory = directory
@@ -63,7 +64,11 @@ class Stack:
     def start(self, within_s: float = 60.0) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.program], cwd=ROOT, env=self.environment, stdout=log, stderr=log
+                [*self.within, sys.executable, "-m", self.program],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
             )
         until(lambda: UP in self.log.read_text() or self._process_ended(), within_s, "the platform is up")
         assert UP in self.log.read_text(), self.log.read_text()

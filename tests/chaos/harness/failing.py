@@ -12,6 +12,7 @@ from typing import Final
 
 import grpc
 
+from services.session_manager.failover import BREAKER
 from tests.chaos.harness.history import Shown
 from tests.chaos.harness.scene import PICK, Live, Scene, say
 from tests.chaos.harness.summary import Trial
@@ -29,13 +30,14 @@ def again(
     """So many trials, with streams in turns: one that breaks runner after runner is rightly stopped."""
     lives = [scene.live() for _ in range(streams)]
     rested_s = [0.0] * streams
+    rest_s = REST_S if trials > streams * (BREAKER - 1) else 0.0
     done: list[Trial] = []
     for number in range(1, trials + 1):
         turn = number % streams
         time.sleep(max(0.0, rested_s[turn] - time.monotonic()))
         trial = once(lives[turn], number)
         done.append(shown(f"{what} {number}", trial))
-        rested_s[turn] = time.monotonic() + REST_S
+        rested_s[turn] = time.monotonic() + rest_s
         if not trial.recovered:
             scene.retire(lives[turn])
             lives[turn] = scene.live()

@@ -99,21 +99,24 @@ def longest_silence_s(sounds: Sequence[Heard], from_s: float, to_s: float) -> fl
     return max((b - a for a, b in pairwise([from_s, *inside, to_s])), default=0.0)
 
 
-def delivered_ms(pictures: Sequence[Shown]) -> tuple[float, float]:
-    """At least and at most what may be billed for these; they differ by what is near the meter's bound."""
+def delivered_ms(times_s: Sequence[float], unsure_s: float) -> tuple[float, float]:
+    """At least and at most what may be billed for pictures that passed then, one after the other.
+
+    They differ by the gaps that are so near to the meter's bound.
+    """
     least = most = 0.0
-    for a, b in pairwise(pictures):
-        gap_s = b.at_s - a.at_s
-        if gap_s <= LONGEST_DELIVERY_S - UNSURE_S:
+    for a, b in pairwise(times_s):
+        gap_s = b - a
+        if gap_s <= LONGEST_DELIVERY_S - unsure_s:
             least += gap_s
-        if gap_s <= LONGEST_DELIVERY_S + UNSURE_S:
+        if gap_s <= LONGEST_DELIVERY_S + unsure_s:
             most += gap_s
     return least * 1000, most * 1000
 
 
-def difference_ms(billed_ms: float, pictures: Sequence[Shown]) -> float:
-    """How far a bill is from what was seen: positive for too much, negative for too little."""
-    least, most = delivered_ms(pictures)
+def difference_ms(billed_ms: float, delivered: Sequence[tuple[float, float]]) -> float:
+    """How far a bill is from what each bridge delivered: positive for too much, negative for too little."""
+    least, most = sum(least for least, _ in delivered), sum(most for _, most in delivered)
     if billed_ms > most:
         return billed_ms - most
     return min(0.0, billed_ms - least)

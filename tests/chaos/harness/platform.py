@@ -1,6 +1,7 @@
 """`python -m tests.chaos.harness.platform`: the local stack with faults built in, as `deploy.local` runs it.
 
-The rule it keeps: only addresses, replicas and clocks differ from what `make run` starts.
+The rule it keeps: only addresses, replicas and clocks differ from what `make run` starts, and that ingest is
+looked at from within.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +18,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from deploy.local.__main__ import Stack, main
 from deploy.local.processes import Program
 from deploy.local.settings import LocalSettings
+
+INGEST: Final = "SLUICE_INGEST_"
 
 
 class Faults(BaseSettings):
@@ -26,6 +30,7 @@ class Faults(BaseSettings):
     settings: dict[str, dict[str, str]] = Field({}, description="What a process is told instead.")
     replicas: dict[str, int] = Field({}, description="How many more there are of a service.")
     clocks: dict[str, str] = Field({}, description="The file that says how wrong a process's clock is.")
+    witness: str = Field("", description="Where ingest's processes write what passes through them.")
 
 
 class FaultyStack(Stack):
@@ -68,10 +73,12 @@ class FaultyStack(Stack):
             **program.environment,
             **{f"{prefix}{key.upper()}": text for key, text in told.items()},
         }
-        command = [*program.command]
+        around: list[str] = []
         if called in self._faults.clocks:
-            clock = ["tests.chaos.harness.skewed", self._faults.clocks[called]]
-            command = [sys.executable, "-m", *clock, command[-1]]
+            around += ["tests.chaos.harness.skewed", self._faults.clocks[called]]
+        if prefix == INGEST and self._faults.witness:
+            around += ["tests.chaos.harness.witness", self._faults.witness]
+        command = [sys.executable, "-m", *around, program.command[-1]] if around else program.command
         return replace(program, command=command, environment=environment)
 
 

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -25,8 +26,18 @@ from protos.billing.v1 import billing_pb2, billing_pb2_grpc
 from protos.router.v1 import router_pb2, router_pb2_grpc
 from protos.sessions.v1 import sessions_pb2, sessions_pb2_grpc
 from tests.chaos.harness import publisher
-from tests.chaos.harness.history import Shown, View, between, difference_ms, longest_silence_s, view
+from tests.chaos.harness.history import (
+    UNSURE_S,
+    Shown,
+    View,
+    between,
+    delivered_ms,
+    difference_ms,
+    longest_silence_s,
+    view,
+)
 from tests.chaos.harness.holdings import Holdings
+from tests.chaos.harness.passed import Passed, let_out_ms, of_session
 from tests.chaos.harness.summary import Books
 from tests.chaos.harness.viewer import Recording, Viewer
 from tests.support.stack import Stack, until
@@ -36,7 +47,7 @@ PIPELINES: Final = "tests.chaos.harness.pipeline:Stamped,tests.chaos.harness.pip
 STEADY_S: Final = 0.2  # between two pictures, in a stream that flows
 CALL_S: Final = 5.0
 BILL_S: Final = 15.0
-LATE_MS: Final = 500.0  # a bill that is so far off is asked for again: a window is ten times as long
+LATE_MS: Final = 100.0  # a bill that is so far off is asked for again: a window is fifty times as long
 PICK: Final = random.Random()  # moments of faults
 RECONNECT: Final = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.initial_reconnect_backoff_ms", 100)]
 
@@ -54,15 +65,22 @@ class FaultyStack(Stack):
         told: Callable[[Mapping[str, int]], Mapping[str, Mapping[str, str]]] = lambda _: {},
         replicas: Mapping[str, int] | None = None,
         clocks: Mapping[str, Path] | None = None,
+        within: Sequence[str] = (),
         **settings: str,
     ) -> None:
-        """`told`: given the ports, what a process is told instead of what `make run` tells it."""
+        """`told`: given the ports, what a process is told instead of what `make run` tells it.
+
+        `within`: words before the platform's command, of where it is to run.
+        """
         super().__init__(
             directory,
             SLUICE_LOCAL_RUNNERS=str(runners),
             **{"SLUICE_LOCAL_PIPELINES": PIPELINES, "SLUICE_LOCAL_CREDIT_MICRO": str(10**9), **settings},
         )
         self.runners = runners
+        self.within = within
+        self.witness = directory / "witness"
+        self.environment["SLUICE_CHAOS_WITNESS"] = str(self.witness)
         self.environment["SLUICE_CHAOS_SETTINGS"] = json.dumps(told(self.ports))
         self.environment["SLUICE_CHAOS_REPLICAS"] = json.dumps(replicas or {})
         self.environment["SLUICE_CHAOS_CLOCKS"] = json.dumps({k: str(v) for k, v in (clocks or {}).items()})
@@ -97,6 +115,14 @@ class FaultyStack(Stack):
 def process_of(runner: str) -> str:
     """The process of a runner, by its name in the fleet."""
     return f"runner-{runner.rpartition('-')[2]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """How far what was billed is from what the platform let out, and from what a viewer saw in time."""
+
+    away_ms: float
+    seen_away_ms: float  # the machine's, where the one above is nothing
 
 
 class Live:
@@ -195,8 +221,14 @@ class Live:
     def silence_s(self, from_s: float, to_s: float) -> float:
         return longest_silence_s(self.recording.sounds, from_s, to_s)
 
-    def billing_difference_ms(self) -> float:
-        """What the ledger has beyond what the viewer saw; ends the session."""
+    def passed(self) -> list[Passed]:
+        """What went into its bridge from runners and out of it to viewers."""
+        if not self.stack.witness.exists():
+            return []
+        return of_session(self.session, self.stack.witness.read_text().splitlines())
+
+    def bill(self) -> Bill:
+        """What the ledger has beyond what was let out, and beyond what the viewer saw; ends the session."""
         with contextlib.suppress(AssertionError):
             self.stack.request("DELETE", f"/v1/sessions/{self.session}")
         self.stack.ended(self.session, 20)
@@ -204,11 +236,13 @@ class Live:
         while True:
             with contextlib.suppress(AssertionError):
                 line = self.stack.usage(self.session)
-                away_ms = difference_ms(line["delivered_ms"], self.recording.pictures)
+                billed_ms = line["delivered_ms"]
+                away_ms = difference_ms(billed_ms, let_out_ms(self.passed()))
                 # A window that NATS did not take at once may come behind the last one; and that one never
                 # comes of a session whose ingest process was killed.
                 if (line["final"] and abs(away_ms) < LATE_MS) or time.monotonic() > give_up_s:
-                    return away_ms
+                    seen_s = [shown.at_s for shown in self.recording.pictures]
+                    return Bill(away_ms, difference_ms(billed_ms, [delivered_ms(seen_s, UNSURE_S)]))
             assert time.monotonic() < give_up_s, f"no bill for {self.session}"
             time.sleep(0.2)
 
@@ -220,7 +254,7 @@ class Scene:
         self.stack = stack
         self.holdings = Holdings(f"nats://127.0.0.1:{stack.ports['NATS']}")
         self.lives: list[Live] = []
-        self._differences_ms: list[float] = []
+        self._bills: list[Bill] = []
 
     def live(self, **body: Any) -> Live:
         """A stream whose pictures flow."""
@@ -240,7 +274,7 @@ class Scene:
 
     def retire(self, live: Live) -> None:
         """End a stream, with its bill."""
-        self._differences_ms.append(live.billing_difference_ms())
+        self._bills.append(live.bill())
         live.end()
         self.lives.remove(live)
 
@@ -252,7 +286,12 @@ class Scene:
         violations = self.holdings.violations()
         for violation in violations:
             say(f"DOUBLE GRANT: {violation}")
-        return Books(violations, max(self._differences_ms, key=abs, default=0.0), self.stack.imbalance())
+        return Books(
+            violations,
+            max((bill.away_ms for bill in self._bills), key=abs, default=0.0),
+            max((bill.seen_away_ms for bill in self._bills), key=abs, default=0.0),
+            self.stack.imbalance(),
+        )
 
 
 @contextmanager

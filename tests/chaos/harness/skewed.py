@@ -51,10 +51,10 @@ def install(skew: Skew) -> None:
 
 
 def main() -> None:
-    file, service = Path(sys.argv[1]), sys.argv[2]
-    install(Skew(file))
-    sys.argv = [service]
-    runpy.run_module(service, run_name="__main__", alter_sys=True)
+    file, module, *words = sys.argv[1:]
+    install(Skew(Path(file)))
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ class Books:
     """What the stores say after all trials."""
 
     violations: Sequence[str] = ()  # slots given twice
-    billing_difference_ms: float = 0.0  # billed beyond what was seen; negative: below
+    billing_difference_ms: float = 0.0  # billed beyond what was let out to viewers; negative: below
+    viewer_difference_ms: float = 0.0  # beyond what the viewer saw when it was due: starved, it is late
     imbalance_micro: int = 0
 
 
@@ -62,6 +63,7 @@ class Summary:
     memory_lost: int
     double_grants: int
     billing_difference_ms: float
+    viewer_difference_ms: float
     imbalance_micro: int
     failures_upper_bound_95: float | None
     extra: Mapping[str, object] = field(default_factory=dict)
@@ -98,6 +100,7 @@ def summary(name: str, trials: Sequence[Trial], books: Books, **extra: object) -
         memory_lost=sum(not trial.memory_kept for trial in trials),
         double_grants=len(books.violations),
         billing_difference_ms=books.billing_difference_ms,
+        viewer_difference_ms=books.viewer_difference_ms,
         imbalance_micro=books.imbalance_micro,
         failures_upper_bound_95=min(1.0, RULE_OF_THREE / len(trials)) if none_failed else None,
         extra=extra,

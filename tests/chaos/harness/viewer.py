@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 import httpx
 import numpy as np
 
+from services.common.media import h264
 from services.common.media.codec import VideoDecoder
 from services.common.media.mpegts import AccessUnit, Codec, Demuxer
+from services.ingest.placeholder import AWAY, stills
 from tests.chaos.harness import marks
 from tests.chaos.harness.history import Heard, Shown
 from tests.chaos.harness.pipeline import unstamped
 
 QUIET_S = 60.0
+STILLS = stills(*marks.SIZE, AWAY)  # what there is to see while the publisher is away
 
 
 @dataclass(slots=True)
@@ -27,6 +30,7 @@ class Recording:
 
     pictures: list[Shown] = field(default_factory=list)
     sounds: list[Heard] = field(default_factory=list)
+    stills_s: list[float] = field(default_factory=list)  # when one came that is none of the stream's
 
     def since(self, from_s: float) -> list[Shown]:
         """The pictures since then; from the end, for it is asked often."""
@@ -82,7 +86,11 @@ class Viewer:
             if unit.codec is not Codec.H264:
                 self._recording.sounds.append(Heard(at_s, unit.pts))
                 continue
-            for frame in self._decoder.decode(unit.data, unit.pts):
+            frames = self._decoder.decode(unit.data, unit.pts)
+            if h264.strip_delimiter(unit.data) in STILLS:
+                self._recording.stills_s.append(at_s)
+                continue
+            for frame in frames:
                 grey = np.asarray(frame.frame.to_ndarray(format="gray"), np.uint8)
                 maker, mark = unstamped(marks.read(grey, marks.STAMPED) or 0)
                 number = marks.read(grey, marks.PUBLISHED)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.chaos.harness.history import (
+    UNSURE_S,
     Heard,
     Shown,
     between,
@@ -65,10 +66,12 @@ def test_silence_reaches_to_the_ends_of_the_while() -> None:
 
 def test_a_freeze_is_not_billed_and_a_bill_near_the_bound_is_no_difference() -> None:
     frozen = [*FLOW[:30], *(replace(shown, at_s=shown.at_s + 3) for shown in FLOW[30:])]
-    assert delivered_ms(frozen) == pytest.approx((88 * 1000 / 30, 88 * 1000 / 30))
-    assert difference_ms(88 * 1000 / 30 + 40, frozen) == pytest.approx(40)
-    assert difference_ms(88 * 1000 / 30 - 40, frozen) == pytest.approx(-40)
+    least, most = delivered_ms([shown.at_s for shown in frozen], UNSURE_S)
+    assert (least, most) == pytest.approx((88 * 1000 / 30, 88 * 1000 / 30))
+    assert difference_ms(88 * 1000 / 30 + 40, [(least, most)]) == pytest.approx(40)
+    assert difference_ms(88 * 1000 / 30 - 40, [(least, most)]) == pytest.approx(-40)
+    assert difference_ms(2 * 88 * 1000 / 30 - 40, [(least, most)] * 2) == pytest.approx(-40)
     unsure = [*FLOW[:30], *(replace(shown, at_s=shown.at_s + 0.95) for shown in FLOW[30:])]
-    least, most = delivered_ms(unsure)
+    least, most = delivered_ms([shown.at_s for shown in unsure], UNSURE_S)
     assert most - least == pytest.approx(950 + 1000 / 30)
-    assert difference_ms((least + most) / 2, unsure) == 0
+    assert difference_ms((least + most) / 2, [(least, most)]) == 0

@@ -37,10 +37,12 @@ def test_everything_that_was_lost_is_in_the_line() -> None:
         params_kept=False,
         memory_kept=False,
     )
-    books = Books(violations=["cpu-0.0"], billing_difference_ms=12.5, imbalance_micro=7)
+    books = Books(
+        violations=["cpu-0.0"], billing_difference_ms=12.5, viewer_difference_ms=-900, imbalance_micro=7
+    )
     line = json.loads(summary("kill", [bad], books, moves=4).line())
     assert line["chaos"] == "kill"
     assert (line["frames_lost"], line["frames_repeated"], line["zombie_frames"]) == (2, 1, 3)
     assert (line["disconnected"], line["params_lost"], line["memory_lost"]) == (1, 1, 1)
     assert (line["double_grants"], line["imbalance_micro"], line["moves"]) == (1, 7, 4)
-    assert line["billing_difference_ms"] == 12.5
+    assert (line["billing_difference_ms"], line["viewer_difference_ms"]) == (12.5, -900)
