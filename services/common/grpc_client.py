@@ -81,12 +81,28 @@ class Channels:
                 return
 
 
-async def call(method: Callable[..., Any], request: Any, answer: type[Answer], *, timeout_s: float) -> Answer:
-    """Call a unary `method`. Raises what the server raised, Unavailable, or DeadlineExceeded."""
+async def call(
+    method: Callable[..., Any],
+    request: Any,
+    answer: type[Answer],
+    *,
+    timeout_s: float,
+    wait_for_ready: bool = False,
+) -> Answer:
+    """Call a unary `method`. Raises what the server raised, Unavailable, or DeadlineExceeded.
+
+    `wait_for_ready`: for a neighbour that is known to be there. Calls of one that was just restarted fail
+    unsent otherwise, for up to a second until gRPC connects again.
+    """
     name = _name(method)
     with span(name, kind=SpanKind.CLIENT, rpc_system="grpc"):
         try:
-            result = await method(request, timeout=timeout_s, metadata=tuple(carrier().items()))
+            result = await method(
+                request,
+                timeout=timeout_s,
+                metadata=tuple(carrier().items()),
+                wait_for_ready=wait_for_ready,
+            )
         except grpc.aio.AioRpcError as error:
             raise translate(error, name) from error
     assert isinstance(result, answer), (type(result), answer)

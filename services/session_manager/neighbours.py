@@ -136,8 +136,9 @@ class Neighbours:
         overdraft_s: float,
         processes_audio: bool = False,
         resume: Position | None = None,
+        it_asked: bool = False,
     ) -> bridge_pb2.Channels:
-        """Make the channels of the session's epoch at `place`.
+        """Make the channels of the session's epoch at `place`. `it_asked`: so the bridge is there.
 
         Of its first epoch at this bridge: where the sound goes is decided here, once, and where its media
         goes on if it comes from another bridge. Again, it tells the bridge of newer credit; the channels stay
@@ -154,7 +155,11 @@ class Neighbours:
             resume=position_to_proto(resume) if resume else None,
         )
         answer = await call(
-            bridge.Open, request, bridge_pb2.OpenResponse, timeout_s=self.settings.call_timeout_s
+            bridge.Open,
+            request,
+            bridge_pb2.OpenResponse,
+            timeout_s=self.settings.call_timeout_s,
+            wait_for_ready=it_asked,
         )
         return answer.channels
 

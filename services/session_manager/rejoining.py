@@ -96,6 +96,7 @@ class Rejoining:
             overdraft_s=self._settings.overdraft_s,
             processes_audio=stream.processes_audio,
             resume=resume,
+            it_asked=True,
         )
         return session, await self._bind(session, stream, channels, resume)
 

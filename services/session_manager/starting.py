@@ -137,6 +137,7 @@ class Start:
                 session.place,
                 overdraft_s=self._settings.overdraft_s,
                 processes_audio=stream.processes_audio,
+                it_asked=True,
             )
 
     async def _leave(self, session: Session, *, sure: bool) -> None:

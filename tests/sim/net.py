@@ -152,22 +152,26 @@ class Net:
         *,
         timeout_s: float | None,
         metadata: tuple[tuple[str, str], ...],
+        wait_for_ready: bool,
     ) -> Any:
         """A unary call, in the client's task."""
         if client.dead:
             raise unavailable("this process is dead")
-        server = self.find(address)
-        if server is None or server.process.dead:
+        server, waited_s = self.find(address), 0.0
+        while server is None or server.process.dead:
             await asyncio.sleep(REFUSED_S)
-            raise unavailable("connection refused")
+            waited_s += REFUSED_S
+            if not wait_for_ready:
+                raise unavailable("connection refused")
+            if timeout_s is not None and waited_s > timeout_s:
+                raise _too_late()
+            server = self.find(address)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._exchange(client, server, method, request, metadata)
         except TimeoutError:
             self.weather.sometimes("a call timed out")
-            raise grpc.aio.AioRpcError(
-                grpc.StatusCode.DEADLINE_EXCEEDED, NO_METADATA, NO_METADATA, "Deadline Exceeded"
-            ) from None
+            raise _too_late() from None
         except ConnectionError as error:
             raise unavailable(str(error)) from None
 
@@ -272,7 +276,11 @@ class Unary(_Method):
     """A method that is awaited."""
 
     async def __call__(
-        self, request: Any, timeout: float | None = None, metadata: tuple[tuple[str, str], ...] = ()
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: tuple[tuple[str, str], ...] = (),
+        wait_for_ready: bool = False,
     ) -> Any:
         answer = await self._net.call(
             self._process,
@@ -281,6 +289,7 @@ class Unary(_Method):
             self._serialize(request),
             timeout_s=timeout,
             metadata=metadata,
+            wait_for_ready=wait_for_ready,
         )
         return self._parse(answer)
 
@@ -418,3 +427,9 @@ class Responses:
             return
         finally:
             await answers.aclose()  # type: ignore[attr-defined]
+
+
+def _too_late() -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        grpc.StatusCode.DEADLINE_EXCEEDED, NO_METADATA, NO_METADATA, "Deadline Exceeded"
+    )

@@ -83,12 +83,14 @@ class Fake:
 
 
 @asynccontextmanager
-async def serving(fake: Fake, add: Callable[[grpc.aio.Server], None]) -> AsyncIterator[None]:
+async def serving(
+    fake: Fake, add: Callable[[grpc.aio.Server], None], listen: str = "127.0.0.1:0"
+) -> AsyncIterator[None]:
     def register(server: grpc.aio.Server) -> None:
         fake._server = server
         add(server)
 
-    async with serve_grpc(register, "127.0.0.1:0", 0) as port:
+    async with serve_grpc(register, listen, 0) as port:
         fake.address = f"127.0.0.1:{port}"
         yield
 

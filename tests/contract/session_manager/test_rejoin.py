@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -70,6 +71,23 @@ async def test_a_session_goes_on_at_another_bridge_with_its_runner(
     elsewhere.sessions[SESSION].see(publisher=bridge_pb2.PUBLISHER_GONE)
     assert (await one.ended()).end_reason == "publisher_gone"
     assert around.runner.session == ""
+
+
+async def test_a_bridge_that_was_just_restarted_is_waited_for(
+    around: Neighbourhood, one: Replica, live: pb.Session
+) -> None:
+    around.bridge.sessions[SESSION].see(publisher=SILENT)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    returning = asyncio.ensure_future(one.rejoin(address))
+    await asyncio.sleep(0.5)
+    assert not returning.done(), "nobody listens there, as it looks while gRPC does not try again"
+    bridge = FakeBridge()
+    bridge.expect(SESSION)
+    async with serving(bridge, partial(add_BridgeServicer_to_server, bridge), address):
+        assert (await returning).session.bridge == address
+        (opened,) = bridge.sessions[SESSION].opened
+        assert opened.epoch == 2
 
 
 async def test_a_repeated_return_changes_nothing(
