@@ -121,7 +121,7 @@ def test_streams_share_one_model_and_one_call_and_get_what_they_would_alone(
     streams = [opened_afresh(**change) for change in changes]
     assert loaded == ["autoencoder", "weights"]
     brain = streams[0].pipeline._adopted.painting.brain  # type: ignore[union-attr]
-    brain.denoiser.batcher._clock = lambda: 0.0  # nobody measures that apart is quicker, as a busy machine may
+    brain.denoiser.batcher._clock = lambda: 0.0  # no measure says that apart is quicker
     got_first = [stream.show(pictures[0]) for stream in streams]  # which runs the steps in
     assert same(got_first, [shown[0] for shown in alone])
     brain.denoiser.batcher._wait_s = 10.0  # together, however busy the machine is
