@@ -91,10 +91,10 @@ arch: $(VENV)/.dev ## who may import whom
 	lint-imports
 
 unit: $(VENV)/.dev ## pure parts and small blocks
-	pytest -n 3 --dist loadfile tests/unit
+	pytest -n 2 --dist loadfile tests/unit
 
 contract: $(VENV)/.dev browser ## one service at a time, against a real NATS, real gRPC and real Helm
-	pytest -n 4 --dist loadfile tests/contract
+	pytest -n 3 --dist loadfile tests/contract
 
 e2e: $(VENV)/.dev browser playground ## the whole stack as processes
 	pytest tests/e2e
