@@ -31,7 +31,7 @@ NOTICED_S = 1.0  # a gap that anybody would call a freeze; what no stream may no
 BILLED_OFF_MS = 100  # from what was let out: milliseconds are rounded once a window
 # On a starved machine the viewer takes late what was let out in time; whenever it stands still for a second,
 # that second was delivered and not seen. No bound follows from the platform: this one is for sanity.
-VIEWER_OFF_MS = 10_000
+VIEWER_OFF_MS = 2500
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.support import publisher
 from tests.support.stack import Stack, running, until
 from tests.support.viewer import finish
 
-GRACE_S = 16
+GRACE_S = 12
 
 
 @pytest.fixture(scope="module")
